@@ -1,0 +1,170 @@
+"""The bundle's contract: what a model takes, gives, and was made of. The trainer begins it, the exporter completes it.
+
+Reading is strict: an unknown key, a missing key, a wrong type or a newer schema refuses the bundle.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from lfmri_runtime.errors import BundleRefused
+from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
+
+#: The schema that this version reads and writes.
+SCHEMA = 1
+#: What the network's output may be read as.
+PREDICTIONS = ("x_1", "velocity")
+#: A contract is a few kilobytes; more than this is not one.
+MAX_CONTRACT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processing:
+    """Everything between a scan and the network, shared by trainer and runtime.
+
+    Attributes:
+        voxel_size: of the working grid, mm.
+        multiple: both slice sides are padded to it, voxels.
+        planes: which slices are cut: those that contain the thick axis, or all three where no axis is thick.
+        low_field: scaling of the scan.
+        high_field: the standard scale of the output.
+    """
+
+    voxel_size: float
+    multiple: int
+    planes: str
+    low_field: LowFieldScale
+    high_field: HighFieldStandard
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """One input or output of the step graph.
+
+    Attributes:
+        name: of the array in the graph.
+        dtype: numpy's name of its type.
+        shape: a symbol (batch, 8*h, 8*w) or a fixed length for each axis.
+        range: smallest and largest value it is meant for; None where it has no bound.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+    range: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """contract.json.
+
+    Attributes:
+        schema: version of this layout.
+        name: of the model.
+        version: of the model.
+        licence: SPDX expression.
+        network: name of the network preset.
+        parameters: number of learnable parameters.
+        prediction: what the network's output is: x_1, or the velocity.
+        precision: of the weights in step.onnx, float32 or float16.
+        source: distribution of x_0.
+        time_grid: spacing of the Euler steps.
+        steps: numbers of steps that were verified; golden.npz holds a result for each.
+        default_steps: what `lfmri enhance` takes when nothing is asked.
+        inputs: of step.onnx.
+        outputs: of step.onnx.
+        processing: from scan to network and back.
+        training: summary of the training run, as plain values.
+        intended_use: what the model is for, and what it is not for.
+        files: sha256 of every other file of the bundle.
+    """
+
+    schema: int
+    name: str
+    version: str
+    licence: str
+    network: str
+    parameters: int
+    prediction: str
+    precision: str
+    source: str
+    time_grid: str
+    steps: tuple[int, ...]
+    default_steps: int
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+    processing: Processing
+    training: dict[str, Any]
+    intended_use: str
+    files: dict[str, str]
+
+
+def parse_contract(text: str) -> Contract:
+    """Read a contract.
+
+    Raises:
+        BundleRefused: not JSON, of another schema, or not exactly the expected keys and types.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleRefused(f"contract.json is not JSON ({error}); expected the file that `lfmri export` wrote") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        hint = "update lfmri" if isinstance(schema, int) and schema > SCHEMA else "export the bundle again"
+        raise BundleRefused(f"contract.json has schema {schema!r}; this lfmri reads schema {SCHEMA}: {hint}")
+    contract: Contract = decode(Contract, document, "contract.json")
+    if contract.prediction not in PREDICTIONS:
+        raise BundleRefused(
+            f"contract.json: prediction is {contract.prediction!r}; expected one of {', '.join(PREDICTIONS)}"
+        )
+    return contract
+
+
+def render(value: Any) -> str:  # noqa: ANN401 - any of this module's dataclasses
+    """A dataclass as indented JSON text, ending in a newline."""
+    return json.dumps(dataclasses.asdict(value), indent=2, allow_nan=False) + "\n"
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - walks types
+    """Build a dataclass, tuple, dict or scalar of type `kind` from JSON values, strictly.
+
+    Raises:
+        BundleRefused: naming the place, what was found and what was expected.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if origin is types.UnionType:
+        return None if value is None else decode(arguments[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) == len(value):
+            return tuple(decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {key: decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise BundleRefused(f"{where} is {_shorten(value)}; expected {getattr(kind, '__name__', kind)}: export it again")
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
+    expected = typing.get_type_hints(kind)
+    if not isinstance(value, dict):
+        raise BundleRefused(f"{where} is {_shorten(value)}; expected an object: export it again")
+    for key in [*(k for k in value if k not in expected), *(k for k in expected if k not in value)]:
+        state = "is not known" if key in value else "is missing"
+        raise BundleRefused(f"{where}: the key {_shorten(key)} {state}; expected {', '.join(expected)}")
+    return kind(**{key: decode(expected[key], item, f"{where}.{key}") for key, item in value.items()})
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

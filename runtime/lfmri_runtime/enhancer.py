@@ -1,0 +1,243 @@
+"""The one core: a scan and a bundle to an enhanced scan. Every surface is a thin shell around `Enhancer`."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lfmri_runtime.backends import Step, open_backend
+from lfmri_runtime.bundle import Bundle, open_bundle
+from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
+from lfmri_runtime.geometry import AXES, WorkingGrid, hidden_thick_axis, thick_axis_of
+from lfmri_runtime.sampler import euler, uniform_time_grid
+from lfmri_runtime.slices import batches, noise_volume, pad, padded_shape, plane_normals, slices_of
+
+Float32Array = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+#: Slices that pass through the network at once; more gains nothing on a CPU and costs memory.
+BATCH = 4
+#: More Euler steps or samples than this are a typing error.
+MAX_STEPS = 1000
+GRIDS = ("isotropic", "input")
+THICK_AXES = ("auto", *AXES, "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Enhanced:
+    """An enhanced scan in the scan's own voxel order and intensity units.
+
+    Attributes:
+        mean: mean of the samples.
+        std: their standard deviation for each voxel; None for one sample.
+        affine: of both, voxel to mm.
+        scale: intensity that the standard scale's 1 stands for.
+        report: what ran, as plain values.
+        notes: one line each for the user.
+    """
+
+    mean: Float32Array
+    std: Float32Array | None
+    affine: NDArray[np.float64]
+    scale: float
+    report: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class Enhancer:
+    """Enhances scans with one bundle on one back end; opened once, used for many scans.
+
+    Args:
+        bundle: a verified bundle; None opens the built-in one.
+        threads: of the network's arithmetic; 0 takes all cores.
+        batch: slices that pass through the network at once; changes nothing but speed and memory.
+    """
+
+    def __init__(self, bundle: Bundle | None = None, *, threads: int = 0, batch: int = BATCH) -> None:
+        self.bundle = open_bundle() if bundle is None else bundle
+        self.step: Step = open_backend(self.bundle, threads=threads)
+        self.batch = batch
+
+    def enhance(
+        self,
+        data: Float32Array,
+        affine: NDArray[np.float64],
+        *,
+        steps: int | None = None,
+        samples: int = 1,
+        seed: int = 0,
+        grid: str = "isotropic",
+        thick_axis: str = "auto",
+        mask: NDArray[np.bool_] | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> Enhanced:
+        """Enhance one scan.
+
+        Args:
+            data: (i, j, k), magnitude image in any unit and voxel order.
+            affine: voxel to mm, RAS+.
+            steps: of the Euler method; None takes the contract's default. One step gives the posterior mean.
+            samples: draws of x_0; their mean and standard deviation are returned.
+            seed: of the noise.
+            grid: isotropic gives the working grid (the contract's voxel size), input the scan's own grid.
+            thick_axis: auto reads it from the voxel sizes; R, A or S names it; none cuts all three planes.
+            mask: where the head or brain is; voxels outside become zero before anything else.
+            progress: called with (network calls done, network calls in all).
+
+        Raises:
+            UsageError: a setting out of its range.
+            InputRefused: a scan without signal, or one that spans too many voxels.
+        """
+        steps = self.bundle.contract.default_steps if steps is None else steps
+        _check(steps=steps, samples=samples, seed=seed, grid=grid, thick_axis=thick_axis)
+        started = time.perf_counter()
+        processing = self.bundle.contract.processing
+        place = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)  # type: ignore[arg-type]
+        data = _masked(data, mask)
+        scale = processing.low_field.scale_of(data, mask)
+        ras = np.asarray(place.to_ras(data), dtype=np.float32)
+        thick, notes = _thick_axis(thick_axis, place, ras)
+        y = pad(processing.low_field.apply(place.regrid(ras), scale), processing.multiple)
+        prepared = time.perf_counter()
+        self.step.seconds = 0.0
+        mean, std = self._sample(y, place.shape, thick, steps=steps, samples=samples, seed=seed, progress=progress)
+        sampled = time.perf_counter()
+        if not np.isfinite(mean).all():
+            raise BundleRefused("the network gave values that are not finite; expected a bundle that passed its gate")
+        np.clip(mean, 0, processing.high_field.limit, out=mean)
+        mean *= np.float32(scale)
+        output, output_affine = _onto(place, mean, grid, affine)
+        deviation = None if std is None else _onto(place, std * np.float32(scale), grid, affine)[0].clip(min=0)
+        seconds = {
+            "prepare": prepared - started,
+            "network": self.step.seconds,
+            "loop": sampled - prepared - self.step.seconds,
+            "restore": time.perf_counter() - sampled,
+        }
+        report = {
+            "steps": steps,
+            "samples": samples,
+            "seed": seed,
+            "grid": grid,
+            "thick_axis": "none" if thick is None else AXES[thick],
+            "backend": {"name": self.step.name, "provider": self.step.provider, "precision": self.step.precision},
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        }
+        return Enhanced(output, deviation, output_affine, scale, report, notes)
+
+    def interpolate(self, data: Float32Array, affine: NDArray[np.float64], *, grid: str = "isotropic") -> Float32Array:
+        """The scan on the output grid by cubic interpolation alone, in its own units: what enhancement starts from."""
+        processing = self.bundle.contract.processing
+        return interpolate(data, affine, voxel_size=processing.voxel_size, grid=grid)
+
+    def _sample(
+        self,
+        y: Float32Array,
+        shape: tuple[int, int, int],
+        thick: int | None,
+        *,
+        steps: int,
+        samples: int,
+        seed: int,
+        progress: Progress,
+    ) -> tuple[Float32Array, Float32Array | None]:
+        """Mean and standard deviation over samples, by Welford's running update; one batch in flight."""
+        normals = plane_normals(thick)
+        total = samples * sum(-(-shape[normal] // self.batch) for normal in normals)
+        mean = np.zeros(shape, dtype=np.float32)
+        squares = np.zeros(shape, dtype=np.float32) if samples > 1 else None
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            progress(done, total)
+
+        for sample in range(samples):
+            x_0 = noise_volume(padded_shape(shape, self.bundle.contract.processing.multiple), seed=seed, sample=sample)
+            drawn = self._planes(x_0, y, shape, thick, steps=steps, count=count)
+            drawn -= mean
+            mean += drawn / np.float32(sample + 1)
+            if squares is not None:
+                squares += drawn**2 * np.float32(sample / (sample + 1))
+        return mean, None if squares is None else np.sqrt(squares / np.float32(samples - 1))
+
+    def _planes(
+        self,
+        x_0: Float32Array,
+        y: Float32Array,
+        shape: tuple[int, int, int],
+        thick: int | None,
+        *,
+        steps: int,
+        count: Callable[[], None],
+    ) -> Float32Array:
+        """One sample: the Euler loop over every slice of every plane, averaged over the planes."""
+        normals = plane_normals(thick)
+        time_grid = uniform_time_grid(steps)
+        result = np.zeros(shape, dtype=np.float32)
+        for normal in normals:
+            noise, condition, target = (slices_of(v, normal=normal, thick_axis=thick) for v in (x_0, y, result))
+            for part in batches(shape[normal], self.batch):
+                arrays = (np.ascontiguousarray(stack[part])[:, None] for stack in (noise, condition))
+                x_1 = euler(self.step, *arrays, time_grid)
+                rows, columns = target.shape[1:]
+                target[part] += x_1[:, 0, :rows, :columns] / np.float32(len(normals))
+                count()
+        return result
+
+
+def interpolate(
+    data: Float32Array, affine: NDArray[np.float64], *, voxel_size: float, grid: str = "isotropic"
+) -> Float32Array:
+    """A scan on the output grid by cubic interpolation, in its own units and voxel order."""
+    if grid == "input":
+        return data
+    place = WorkingGrid.of_scan(data.shape, affine, voxel_size=voxel_size)  # type: ignore[arg-type]
+    return place.to_scan_order(place.regrid(np.asarray(place.to_ras(data), dtype=np.float32)))[0]
+
+
+def _onto(
+    place: WorkingGrid, volume: Float32Array, grid: str, affine: NDArray[np.float64]
+) -> tuple[Float32Array, NDArray[np.float64]]:
+    return (place.to_scan_grid(volume), affine) if grid == "input" else place.to_scan_order(volume)
+
+
+def _masked(data: Float32Array, mask: NDArray[np.bool_] | None) -> Float32Array:
+    if mask is None:
+        return data
+    if mask.shape != data.shape or not mask.any():
+        raise InputRefused(
+            f"the mask has shape {mask.shape} and {int(mask.sum())} voxels set; expected shape {data.shape} and "
+            "some voxels: give a mask on the scan's own grid"
+        )
+    return np.where(mask, data, np.float32(0))
+
+
+def _thick_axis(asked: str, place: WorkingGrid, ras: Float32Array) -> tuple[int | None, tuple[str, ...]]:
+    if asked != "auto":
+        return (None if asked == "none" else AXES.index(asked)), ()
+    thick = thick_axis_of(place.scan_spacing)
+    hidden = hidden_thick_axis(ras) if thick is None else None
+    if hidden is None:
+        return thick, ()
+    letter = AXES[hidden]
+    note = (
+        f"axis {letter} holds far less detail than the others although its voxels are no longer: if the scan was "
+        f"acquired with thick slices along {letter} and regridded, give --thick-axis {letter}"
+    )
+    return None, (note,)
+
+
+def _check(*, steps: int, samples: int, seed: int, grid: str, thick_axis: str) -> None:
+    for name, value in (("--steps", steps), ("--samples", samples)):
+        if not 1 <= value <= MAX_STEPS:
+            raise UsageError(f"{name} is {value}; expected 1 to {MAX_STEPS}")
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}; expected a number of at least 0")
+    for name, text, allowed in (("--grid", grid, GRIDS), ("--thick-axis", thick_axis, THICK_AXES)):
+        if text not in allowed:
+            raise UsageError(f"{name} is {text!r}; expected one of {', '.join(allowed)}")

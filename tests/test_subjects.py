@@ -1,0 +1,168 @@
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lfmri_runtime.errors import InputRefused
+from lfmri_trainer.subjects import Subject, TissuePaths, find_subjects, open_volume
+
+
+def write(path: Path, *, size: int = 4, shift: float = 0.0, flipped: bool = False) -> Path:
+    """Write a tiny volume of (size, size, size + 1) voxels; `flipped` stores the same grid as LIA."""
+    affine = np.eye(4)
+    affine[:3, 3] = shift
+    image = nib.Nifti1Image(np.zeros((size, size, size + 1), np.float32), affine)
+    if flipped:
+        image = image.as_reoriented([[0, -1], [2, 1], [1, -1]])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.MGHImage(image.get_fdata(dtype=np.float32), image.affine) if path.suffix == ".mgz" else image, path)
+    return path
+
+
+def only(folder: Path) -> Subject:
+    (subject,) = find_subjects(folder)
+    return subject
+
+
+@pytest.mark.parametrize("inner", ["T1w", "."])
+def test_hcp_takes_the_three_files_and_the_id(tmp_path: Path, inner: str) -> None:
+    for name in ("200", "100"):
+        place = tmp_path / name / inner
+        for stem in ("T1w_acpc_dc_restore_brain", "T1w_acpc_dc_restore", "brainmask_fs", "wmparc", "T1wDividedByT2w"):
+            write(place / f"{stem}.nii.gz")
+    first, second = find_subjects(tmp_path)
+    place = tmp_path / "100" / inner
+    assert (first.name, second.name) == ("100", "200")
+    assert first.brain == place / "T1w_acpc_dc_restore_brain.nii.gz"
+    assert first.head == place / "T1w_acpc_dc_restore.nii.gz"
+    assert first.mask == place / "brainmask_fs.nii.gz"
+    assert first.tissue is None
+
+
+def test_an_hcp_subject_itself_is_one_subject_and_not_its_folders(tmp_path: Path) -> None:
+    write(tmp_path / "100" / "T1w" / "T1w_acpc_dc_restore_brain.nii.gz")
+    write(tmp_path / "100" / "MNINonLinear" / "T1w_restore_brain.nii.gz")
+    subject = only(tmp_path / "100")
+    assert subject.name == "100"
+    assert subject.brain == tmp_path / "100" / "T1w" / "T1w_acpc_dc_restore_brain.nii.gz"
+
+
+def test_hcp_takes_tissue_maps_beside_it(tmp_path: Path) -> None:
+    place = tmp_path / "100" / "T1w"
+    write(place / "T1w_acpc_dc_restore_brain.nii.gz")
+    gm, wm = write(place / "GM.nii.gz"), write(place / "WM.nii.gz")
+    assert only(tmp_path).tissue == TissuePaths(gm, wm, None)
+
+
+def test_bids_takes_masks_and_maps_of_its_own_subject_and_space(tmp_path: Path) -> None:
+    head = write(tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    write(tmp_path / "sub-10" / "anat" / "sub-10_T1w.nii.gz")
+    made = tmp_path / "derivatives" / "fmriprep"
+    mask = write(made / "sub-1" / "anat" / "sub-1_desc-brain_mask.nii.gz")
+    maps = {
+        label: write(made / "sub-1" / "anat" / f"sub-1_label-{label}_probseg.nii.gz") for label in ("GM", "WM", "CSF")
+    }
+    write(made / "sub-1" / "anat" / "sub-1_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz")
+    write(made / "sub-1" / "anat" / "sub-1_space-MNI152NLin2009cAsym_label-GM_probseg.nii.gz")
+    write(made / "sub-1" / "anat" / "sub-1_dseg.nii.gz")
+    write(made / "sub-10" / "anat" / "sub-10_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz")
+    write(made / "sub-100" / "anat" / "sub-100_desc-brain_mask.nii.gz")
+    one, ten = find_subjects(tmp_path)
+    assert one == Subject("sub-1", None, head, mask, TissuePaths(maps["GM"], maps["WM"], maps["CSF"]))
+    assert (ten.name, ten.mask, ten.tissue) == ("sub-10", None, None)
+
+
+def test_bids_sessions_are_subjects_with_their_own_masks(tmp_path: Path) -> None:
+    for session in ("ses-a", "ses-b"):
+        write(tmp_path / "sub-1" / session / "anat" / f"sub-1_{session}_T1w.nii.gz")
+        write(tmp_path / "derivatives" / "x" / "sub-1" / session / "anat" / f"sub-1_{session}_desc-brain_mask.nii.gz")
+    found = find_subjects(tmp_path)
+    assert [subject.name for subject in found] == ["sub-1_ses-a", "sub-1_ses-b"]
+    assert [subject.mask.name for subject in found if subject.mask] == [
+        "sub-1_ses-a_desc-brain_mask.nii.gz",
+        "sub-1_ses-b_desc-brain_mask.nii.gz",
+    ]
+
+
+def test_a_plain_folder_sorts_files_by_name_and_leaves_labels_out(tmp_path: Path) -> None:
+    folder = tmp_path / "anna"
+    brain, head = write(folder / "my_T1w_brain.nii.gz"), write(folder / "orig_T1w.mgz")
+    mask = write(folder / "brain_mask_T1w.nii")
+    gm, wm = write(folder / "mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz"), write(folder / "WM.nii.gz")
+    for label in ("T1w_aseg", "T1w_brain_seg", "T1w-labels", "T1w_brain_pve_0", "T1w_brain_aparc+aseg"):
+        write(folder / f"{label}.nii.gz")
+    write(folder / "T2w.nii.gz")
+    assert only(tmp_path) == Subject("anna", brain, head, mask, TissuePaths(gm, wm, None))
+
+
+def test_a_tissue_word_inside_another_word_is_no_tissue(tmp_path: Path) -> None:
+    brain = write(tmp_path / "anna" / "t1_brain_sigmoid_newman.nii.gz")
+    assert only(tmp_path) == Subject("anna", brain, None, None, None)
+
+
+def test_the_head_on_the_masks_grid_is_preferred(tmp_path: Path) -> None:
+    write(tmp_path / "anna" / "T1w_head_a_large.nii.gz", size=6)
+    write(tmp_path / "anna" / "T1w_head_b_shifted.nii.gz", shift=0.01)
+    right = write(tmp_path / "anna" / "T1w_head_c.nii.gz", shift=0.0005, flipped=True)
+    write(tmp_path / "anna" / "brainmask.nii.gz")
+    assert only(tmp_path).head == right
+
+
+def test_a_brain_mask_is_preferred_to_another_mask(tmp_path: Path) -> None:
+    write(tmp_path / "anna" / "T1w.nii.gz")
+    write(tmp_path / "anna" / "a_lesion_mask.nii.gz")
+    mask = write(tmp_path / "anna" / "brainmask.nii.gz")
+    assert only(tmp_path).mask == mask
+
+
+def test_the_folder_itself_may_be_a_subject(tmp_path: Path) -> None:
+    write(tmp_path / "anna" / "T1w_brain.nii.gz")
+    (tmp_path / "anna" / "notes").mkdir()
+    assert only(tmp_path / "anna").name == "anna"
+
+
+def test_a_stray_volume_above_does_not_hide_the_subjects(tmp_path: Path) -> None:
+    write(tmp_path / "template_T1w_brain.nii.gz")
+    write(tmp_path / "anna" / "T1w_brain.nii.gz")
+    assert only(tmp_path).name == "anna"
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "no T1w"])
+def test_a_folder_without_subjects_is_refused_with_the_layouts(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "study"
+    if content != "missing":
+        folder.mkdir()
+    if content == "no T1w":
+        write(folder / "anna" / "T2w_brain.nii.gz")
+        write(folder / "anna" / "T1w_aseg.nii.gz")
+    with pytest.raises(InputRefused) as refused:
+        find_subjects(folder)
+    message = str(refused.value)
+    assert str(folder) in message
+    assert all(layout in message for layout in ("HCP", "BIDS", "plain"))
+    assert "\n" not in message
+
+
+def test_a_header_that_is_needed_and_broken_is_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path / "anna" / "T1w_a.nii.gz")
+    (tmp_path / "anna" / "T1w_b.nii.gz").write_bytes(b"not gzip")
+    write(tmp_path / "anna" / "brainmask.nii.gz", size=5)
+    with pytest.raises(InputRefused, match=r"T1w_b\.nii\.gz"):
+        find_subjects(tmp_path)
+
+
+def test_open_volume_gives_the_ras_grid_of_another_orientation(tmp_path: Path) -> None:
+    path = write(tmp_path / "lia.nii.gz", shift=-3.0, flipped=True)
+    image, grid = open_volume(path)
+    assert nib.aff2axcodes(image.affine) == ("L", "I", "A")
+    assert grid.shape == (4, 4, 5)
+    canonical = nib.as_closest_canonical(image)
+    np.testing.assert_allclose(grid.affine, canonical.affine)
+    assert grid.shape == canonical.shape
+
+
+def test_open_volume_refuses_a_4d_volume(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 3), np.float32), np.eye(4)), tmp_path / "four.nii.gz")
+    with pytest.raises(InputRefused, match=r"four\.nii\.gz.*3-D"):
+        open_volume(tmp_path / "four.nii.gz")

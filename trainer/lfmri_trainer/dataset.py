@@ -1,0 +1,155 @@
+"""Training samples: random crops of slices that contain the thick axis, and their noise and time.
+
+A sample is a function of (seed, number) alone. So a run can be repeated and resumed, and two processes that share a
+batch see together what one process would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from lfmri_runtime.slices import padded_shape, plane_normals, slices_of
+from lfmri_trainer.working import WorkingPair
+
+#: A slice is trained on when this share of its voxels holds signal.
+LEAST_SIGNAL = 0.02
+#: Standard intensity above which a voxel holds signal.
+SIGNAL = 0.05
+
+Sample = dict[str, Tensor]
+
+
+class CropDataset(Dataset[Sample]):
+    """Samples {x_0, x_1, y: (1, crop, crop); t: ()}, each from its own counter-based generator.
+
+    Args:
+        pairs: on the working grid.
+        crop: side of the square crop, voxels, a multiple of the network's.
+        length: number of samples.
+        seed: of all of them.
+        scale_jitter: the condition is multiplied by a factor drawn from 1 +- this, as scans differ in foreground.
+    """
+
+    def __init__(
+        self, pairs: Sequence[WorkingPair], *, crop: int, length: int, seed: int, scale_jitter: float
+    ) -> None:
+        self.crop = crop
+        self.length = length
+        self.seed = seed
+        self.scale_jitter = scale_jitter
+        self.stacks = [
+            stack for pair in pairs for normal in plane_normals(pair.thick_axis) for stack in _stack(pair, normal)
+        ]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> Sample:
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, number])))
+        condition, target, usable = self.stacks[rng.integers(len(self.stacks))]
+        index = int(rng.choice(usable))
+        y, x_1 = self._crop(rng, condition[index], target[index])
+        y = y * np.float32(1 + self.scale_jitter * rng.uniform(-1, 1))
+        for axis in (0, 1):
+            if rng.random() < 0.5:
+                y, x_1 = np.flip(y, axis), np.flip(x_1, axis)
+        x_0 = rng.standard_normal(y.shape, dtype=np.float32)
+        return {
+            "x_0": torch.from_numpy(x_0)[None],
+            "x_1": torch.from_numpy(x_1.copy())[None],
+            "y": torch.from_numpy(y.copy())[None],
+            "t": torch.tensor(rng.random(dtype=np.float32)),
+        }
+
+    def _crop(
+        self, rng: np.random.Generator, *images: NDArray[np.float16]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        window = []
+        for length in images[0].shape:
+            start = int(rng.integers(max(length - self.crop, 0) + 1))
+            window.append(slice(start, min(start + self.crop, length)))
+        cut = [image[tuple(window)].astype(np.float32) for image in images]
+        missing = [(0, self.crop - length) for length in cut[0].shape]
+        y, x_1 = (np.pad(image, missing) for image in cut)
+        return y, x_1
+
+
+class SliceDataset(Dataset[Sample]):
+    """Whole slices {x_0, x_1, y: (1, h, w)} for validation, evenly spaced over pairs and planes.
+
+    Args:
+        pairs: of the validation split.
+        count: number of slices.
+        multiple: sides are padded with zeros up to it.
+        seed: of the noise.
+    """
+
+    def __init__(self, pairs: Sequence[WorkingPair], *, count: int, multiple: int, seed: int) -> None:
+        stacks = [s for pair in pairs for normal in plane_normals(pair.thick_axis) for s in _stack(pair, normal)]
+        self.multiple = multiple
+        self.seed = seed
+        chosen = [stacks[i] for i in np.linspace(0, len(stacks) - 1, min(count, len(stacks))).astype(int)]
+        self.places = [
+            (condition, target, int(usable[int(len(usable) * (0.3 + 0.4 * number / max(count - 1, 1)))]))
+            for number, (condition, target, usable) in enumerate(chosen)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> Sample:
+        condition, target, index = self.places[number]
+        y, x_1 = (np.asarray(stack[index], dtype=np.float32) for stack in (condition, target))
+        missing = [(0, new - old) for new, old in zip(padded_shape(y.shape, self.multiple), y.shape, strict=True)]
+        y, x_1 = np.pad(y, missing), np.pad(x_1, missing)
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, number])))
+        x_0 = rng.standard_normal(y.shape, dtype=np.float32)
+        return {name: torch.from_numpy(image)[None] for name, image in (("x_0", x_0), ("x_1", x_1), ("y", y))}
+
+
+class CountingSampler(Sampler[int]):
+    """Numbers samples onwards from one epoch to the next, dealt in turn to the processes of a distributed run.
+
+    Args:
+        per_epoch: samples of an epoch, over all processes.
+        batch: of one process.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(self, *, per_epoch: int, batch: int, rank: int, world: int) -> None:
+        self.per_epoch = per_epoch
+        self.batch = batch
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch, also after resuming."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.per_epoch // self.world
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.per_epoch
+        together = self.batch * self.world
+        for start in range(first, first + self.per_epoch, together):
+            yield from range(start + self.rank * self.batch, start + (self.rank + 1) * self.batch)
+
+
+def _stack(
+    pair: WorkingPair, normal: int
+) -> list[tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.int_]]]:
+    """The slices of one plane and the indices of those with signal; none where no slice has any."""
+    target = pair.target[tuple(slice(0, n) for n in pair.condition.shape)]
+    condition, target = (
+        slices_of(volume, normal=normal, thick_axis=pair.thick_axis)  # type: ignore[arg-type]
+        for volume in (pair.condition, target)
+    )
+    usable = np.flatnonzero((target > SIGNAL).mean(axis=(1, 2)) > LEAST_SIGNAL)
+    return [(condition, target, usable)] if len(usable) else []

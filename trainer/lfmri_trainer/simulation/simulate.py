@@ -1,0 +1,159 @@
+"""A folder of subjects to a folder of pairs: plan all draws, then apply them, subjects in parallel."""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from lfmri_runtime.errors import InputRefused, UsageError
+from lfmri_runtime.geometry import AXES
+from lfmri_trainer.simulation.draws import PairParameters, draw_pair
+from lfmri_trainer.simulation.pairs import (
+    TABLE,
+    low_path,
+    read_pairs,
+    subject_path,
+    write_pairs,
+    write_volume,
+)
+from lfmri_trainer.simulation.presets import PRESETS
+from lfmri_trainer.simulation.scanner import simulate
+from lfmri_trainer.subjects import Subject, find_subjects
+from lfmri_trainer.tissue import load_anatomy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationSettings:
+    """What to simulate.
+
+    Attributes:
+        preset: a name in PRESETS.
+        draws: pairs of each subject.
+        thick_axis: R, A, S, or random (drawn for each pair).
+        fixed: tissue that keeps its intensity, WM or GM.
+        validation: share of the subjects held out for validation, unless named.
+        validation_subjects: names of the subjects held out for validation.
+        test_subjects: names of the subjects that are never trained on.
+        seed: of every draw.
+    """
+
+    preset: str
+    draws: int = 1
+    thick_axis: str = "S"
+    fixed: str = "GM"
+    validation: float = 0.2
+    validation_subjects: tuple[str, ...] = ()
+    test_subjects: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def simulate_folder(
+    subjects: Path,
+    out: Path,
+    settings: SimulationSettings,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[PairParameters]:
+    """Simulate every pair that is not there yet.
+
+    Args:
+        subjects: folder in HCP naming, BIDS, or plain folders.
+        out: folder of pairs, new or from an earlier call; further presets may be added to it.
+        settings: what to simulate.
+        workers: processes, a subject each.
+        progress: called with (pairs done, pairs in all).
+
+    Returns:
+        the pairs of this call.
+
+    Raises:
+        UsageError: an unknown preset, or a named subject that is not in the folder.
+        InputRefused: no subjects, an unusable subject, or `out` holds a pair of the same name drawn otherwise.
+    """
+    found = find_subjects(subjects)
+    planned = plan(found, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    write_pairs(out, _merge(out, planned))
+    missing = [pair for pair in planned if not low_path(out, pair).is_file()]
+    done = len(planned) - len(missing)
+    progress(done, len(planned))
+    todo = [(s, [p for p in missing if p.subject == s.name]) for s in found]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+        running = [pool.submit(_simulate_subject, subject, pairs, out) for subject, pairs in todo if pairs]
+        try:
+            for finished in as_completed(running):
+                done += finished.result()
+                progress(done, len(planned))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return planned
+
+
+def plan(subjects: Sequence[Subject], settings: SimulationSettings) -> list[PairParameters]:
+    """Draw the parameters of all pairs; nothing is read but headers."""
+    if settings.preset not in PRESETS:
+        raise UsageError(f"unknown preset {settings.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+    splits = _splits([subject.name for subject in subjects], settings)
+    return [
+        draw_pair(
+            preset=settings.preset,
+            subject=subject.name,
+            split=splits[subject.name],
+            thick_axis=settings.thick_axis,
+            fixed=settings.fixed,
+            voxel_size=_voxel_size(subject),
+            index=index,
+            seed=settings.seed,
+        )
+        for subject in subjects
+        for index in range(settings.draws)
+    ]
+
+
+def _splits(names: list[str], settings: SimulationSettings) -> dict[str, str]:
+    """Split by subject, never by slice: named ones first, then a seeded share of the rest."""
+    named = {**dict.fromkeys(settings.validation_subjects, "validation"), **dict.fromkeys(settings.test_subjects, "test")}
+    unknown = sorted(set(named) - set(names))
+    if unknown:
+        raise UsageError(f"no subject named {', '.join(unknown)}; expected some of {', '.join(names)}")
+    rest = [name for name in names if name not in named]
+    held_out = 0 if settings.validation_subjects else int(len(rest) * settings.validation)
+    shuffled = np.random.default_rng(settings.seed).permutation(rest)
+    drawn = {str(name): "validation" if i < held_out else "train" for i, name in enumerate(shuffled)}
+    return {**drawn, **named}
+
+
+def _voxel_size(subject: Subject) -> float:
+    image = nib.load(subject.brain or subject.head)  # type: ignore[arg-type]
+    return float(min(image.header.get_zooms()[: len(AXES)]))  # type: ignore[attr-defined]
+
+
+def _merge(out: Path, planned: list[PairParameters]) -> list[PairParameters]:
+    there = {pair.pair: pair for pair in read_pairs(out)} if (out / TABLE).is_file() else {}
+    for pair in planned:
+        if there.setdefault(pair.pair, pair) != pair:
+            raise InputRefused(
+                f"{out / TABLE} already holds {pair.pair} drawn with other settings; expected the same settings to "
+                "go on where it stopped: use them, or another --out"
+            )
+    return list(there.values())
+
+
+def _simulate_subject(subject: Subject, pairs: list[PairParameters], out: Path) -> int:
+    anatomy = load_anatomy(subject)
+    sides = {"brain": anatomy.image_brain, "head": anatomy.image_head, "mask": anatomy.mask.astype(np.uint8)}
+    for kind, volume in sides.items():
+        path = subject_path(out, subject.name, kind)
+        if volume is not None and not path.is_file():
+            write_volume(path, volume, anatomy.affine)
+    for pair in pairs:
+        scan = simulate(anatomy, pair)
+        write_volume(low_path(out, pair), scan.data, scan.affine)
+    return len(pairs)

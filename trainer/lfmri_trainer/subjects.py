@@ -1,0 +1,207 @@
+"""Find the high-field subjects in a folder: which file is the brain, the head, the mask and the tissue maps.
+
+Three layouts are known. HCP is the naming of the Human Connectome Project's minimal pre-processing pipelines
+(Glasser et al., NeuroImage 2013), BIDS that of the Brain Imaging Data Structure and its derivatives
+(Gorgolewski et al., Scientific Data 2016); a plain folder has one folder of files a subject.
+Only names and, where several files would do, headers are read here; `lfmri_trainer.tissue` reads the data.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import inv_ornt_aff, io_orientation
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+
+from lfmri_runtime.errors import InputRefused
+
+#: Two affines are the same grid when no entry differs by more: a micrometre a voxel, or of the origin, in mm.
+AFFINE_TOLERANCE = 1e-3
+
+LAYOUTS = (
+    "HCP (<id>/T1w/T1w_acpc_dc_restore_brain.nii.gz), BIDS (sub-*/[ses-*/]anat/*_T1w.nii.gz) "
+    "or plain (<id>/*T1w*.nii.gz with *brain* or *mask* files beside it)"
+)
+_ENDINGS = (".nii.gz", ".nii", ".mgz")
+_LABEL_WORDS = {"aseg", "labels", "seg", "dseg", "pve", "pveseg"}
+_SEPARATORS = re.compile(r"[_\-.+ ]")
+_READ_ERRORS = (OSError, EOFError, ValueError, ImageFileError, HeaderDataError)
+
+
+@dataclass(frozen=True)
+class TissuePaths:
+    """A subject's tissue probability maps; csf may be None, then it is mask - gm - wm, clipped to [0, 1]."""
+
+    gm: Path | None
+    wm: Path | None
+    csf: Path | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject's files: skull-stripped T1w, whole-head T1w, brain mask and tissue maps, each where there is one."""
+
+    name: str
+    brain: Path | None
+    head: Path | None
+    mask: Path | None
+    tissue: TissuePaths | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A volume's grid in RAS order: its shape in voxels and its affine (4, 4) from voxels to mm."""
+
+    shape: tuple[int, ...]
+    affine: npt.NDArray[np.float64]
+
+    def same(self, other: "Grid") -> bool:
+        """Say whether the other grid has this shape, and this affine within AFFINE_TOLERANCE."""
+        return self.shape == other.shape and np.allclose(self.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE)
+
+
+def open_volume(path: Path) -> tuple[SpatialImage, Grid]:
+    """Open a volume by its header alone and say which grid it has once in RAS; InputRefused where it is no volume."""
+    try:
+        image = nib.load(path)
+    except _READ_ERRORS as error:
+        raise InputRefused(f"{path}: not readable ({error}); expected NIfTI or MGH; copy it again") from error
+    if not isinstance(image, SpatialImage) or image.affine is None:
+        raise InputRefused(f"{path}: an image without a grid; expected a 3-D NIfTI or MGH volume; convert it")
+    if len(image.shape) != 3:
+        raise InputRefused(f"{path}: shape {image.shape}; expected a 3-D volume; save the one volume to use")
+    orientation = io_orientation(image.affine)  # type: ignore[no-untyped-call]
+    if np.isnan(orientation).any():
+        raise InputRefused(f"{path}: a singular affine; expected voxels to mm; repair the header")
+    shape = tuple(int(image.shape[axis]) for axis in np.argsort(orientation[:, 0]))
+    to_ras = inv_ornt_aff(orientation, image.shape)  # type: ignore[no-untyped-call]
+    return image, Grid(shape, image.affine @ to_ras)
+
+
+def find_subjects(folder: Path) -> list[Subject]:
+    """Find every subject in a folder, sorted by name.
+
+    Subjects are looked for one folder down; where there is none, the folder itself may be one.
+
+    Args:
+        folder: A study in the HCP, BIDS or plain layout, or one subject's folder.
+
+    Returns:
+        At least one subject, each with a brain or a head.
+
+    Raises:
+        InputRefused: The folder is missing, holds no subject, or a header that is needed to choose is broken.
+    """
+    if not folder.is_dir():
+        raise InputRefused(f"{folder}: no such folder; expected a folder of subjects: {LAYOUTS}")
+    itself = folder.resolve().name
+    found = _hcp(folder, itself)
+    if not found:
+        derived = _volumes(folder / "derivatives", deep=True)
+        children = [child for child in sorted(folder.iterdir()) if child.is_dir() and child.name != "derivatives"]
+        found = [subject for child in children for subject in _subjects_of(child, derived)]
+    found = found or _plain(folder, itself)
+    if not found:
+        raise InputRefused(f"{folder}: no subject found; expected one of three layouts: {LAYOUTS}; rename the files so")
+    return sorted(found, key=lambda subject: subject.name)
+
+
+def _subjects_of(folder: Path, derived: Sequence[Path]) -> list[Subject]:
+    return _hcp(folder, folder.name) or _bids(folder, derived) or _plain(folder, folder.name)
+
+
+def _hcp(folder: Path, name: str) -> list[Subject]:
+    for place in (folder / "T1w", folder):
+        stem = "T1w_acpc_dc_restore"
+        brain, head, mask = (_existing(place, one) for one in (f"{stem}_brain", stem, "brainmask_fs"))
+        if brain or (head and mask):
+            return [Subject(name, brain, head, mask, _tissue([*_volumes(place), *_volumes(folder)]))]
+    return []
+
+
+def _existing(folder: Path, stem: str) -> Path | None:
+    return next((folder / f"{stem}{end}" for end in _ENDINGS if (folder / f"{stem}{end}").is_file()), None)
+
+
+def _bids(folder: Path, derived: Sequence[Path]) -> list[Subject]:
+    if not folder.name.startswith("sub-"):
+        return []
+    sessions = [folder, *sorted(folder.glob("ses-*"))]
+    return [subject for session in sessions for subject in _bids_session(folder.name, session, derived)]
+
+
+def _bids_session(subject: str, folder: Path, derived: Sequence[Path]) -> list[Subject]:
+    session = folder.name if folder.name != subject else None
+    raw = _volumes(folder / "anat")
+    files = [*raw, *(path for path in derived if _belongs(path, subject, session))]
+    t1w = [path for path in files if _stem(path).endswith("_T1w")]
+    if not any(path in raw for path in t1w):
+        return []
+    brains = [path for path in t1w if "_desc-brain_" in path.name]
+    masks = [path for path in files if _stem(path).endswith("_desc-brain_mask")]
+    heads = [path for path in t1w if path not in brains]
+    maps = _tissue([path for path in files if _stem(path).endswith("_probseg")])
+    return [_choose("_".join(filter(None, (subject, session))), brains, heads, masks, maps)]
+
+
+def _belongs(path: Path, subject: str, session: str | None) -> bool:
+    """Say whether a derivative is of this subject and session, and in the space of its own T1w."""
+    entities = dict(part.split("-", 1) for part in _stem(path).split("_") if "-" in part)
+    own = f"sub-{entities.get('sub')}" == subject and subject in path.parts
+    its_session = f"ses-{entities['ses']}" if "ses" in entities else session
+    return own and its_session == session and entities.get("space", "T1w") in {"T1w", "orig"}
+
+
+def _plain(folder: Path, name: str) -> list[Subject]:
+    maps = [path for path in _volumes(folder) if _words(path) & {"gm", "wm", "csf"}]
+    files = [path for path in _volumes(folder) if path not in maps]
+    masks = sorted((path for path in files if "mask" in path.name.lower()), key=_brain_first)
+    t1w = [path for path in files if "t1" in path.name.lower() and path not in masks]
+    brains = [path for path in t1w if "brain" in path.name.lower()]
+    heads = [path for path in t1w if path not in brains]
+    return [_choose(name, brains, heads, masks, _tissue(maps))] if t1w else []
+
+
+def _brain_first(path: Path) -> tuple[bool, str]:
+    return "brain" not in path.name.lower(), path.name
+
+
+def _choose(
+    name: str, brains: Sequence[Path], heads: Sequence[Path], masks: Sequence[Path], tissue: TissuePaths | None
+) -> Subject:
+    """Take the first file of each kind, but rather one on the mask's grid (or the brain's) where there are several."""
+    mask = masks[0] if masks else None
+    brain = _on_grid(brains, mask)
+    return Subject(name, brain, _on_grid(heads, mask or brain), mask, tissue)
+
+
+def _on_grid(paths: Sequence[Path], reference: Path | None) -> Path | None:
+    if len(paths) < 2 or reference is None:
+        return next(iter(paths), None)
+    grid = open_volume(reference)[1]
+    return next((path for path in paths if open_volume(path)[1].same(grid)), paths[0])
+
+
+def _tissue(files: Sequence[Path]) -> TissuePaths | None:
+    """Take the first file of each tissue by a word in its name, whatever its case; None where there is none."""
+    gm, wm, csf = (next((path for path in files if word in _words(path)), None) for word in ("gm", "wm", "csf"))
+    return TissuePaths(gm, wm, csf) if gm or wm or csf else None
+
+
+def _volumes(folder: Path, *, deep: bool = False) -> list[Path]:
+    """List a folder's volumes but not its label maps, sorted; none where there is no such folder."""
+    files = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(path for path in files if path.name.endswith(_ENDINGS) and not _words(path) & _LABEL_WORDS)
+
+
+def _words(path: Path) -> set[str]:
+    return set(_SEPARATORS.split(_stem(path).lower()))
+
+
+def _stem(path: Path) -> str:
+    return next((path.name.removesuffix(end) for end in _ENDINGS if path.name.endswith(end)), path.name)
