@@ -5,6 +5,7 @@ Reading is strict: an unknown key, a missing key, a wrong type or a newer schema
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -111,25 +112,27 @@ def parse_contract(text: str) -> Contract:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BundleRefused(f"contract.json is not JSON ({error}); expected the file that `lfmri export` wrote") from None
+        raise BundleRefused(
+            f"contract.json is not JSON ({error}); expected the file that `lfmri export` wrote"
+        ) from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         hint = "update lfmri" if isinstance(schema, int) and schema > SCHEMA else "export the bundle again"
-        raise BundleRefused(f"contract.json has schema {schema!r}; this lfmri reads schema {SCHEMA}: {hint}")
+        raise BundleRefused(f"contract.json has schema {_shorten(schema)}; this lfmri reads schema {SCHEMA}: {hint}")
     contract: Contract = decode(Contract, document, "contract.json")
     if contract.prediction not in PREDICTIONS:
         raise BundleRefused(
-            f"contract.json: prediction is {contract.prediction!r}; expected one of {', '.join(PREDICTIONS)}"
+            f"contract.json: prediction is {_shorten(contract.prediction)}; expected one of {', '.join(PREDICTIONS)}"
         )
     return contract
 
 
-def render(value: Any) -> str:  # noqa: ANN401 - any of this module's dataclasses
+def render(value: Any) -> str:
     """A dataclass as indented JSON text, ending in a newline."""
     return json.dumps(dataclasses.asdict(value), indent=2, allow_nan=False) + "\n"
 
 
-def decode(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - walks types
+def decode(kind: Any, value: Any, where: str) -> Any:
     """Build a dataclass, tuple, dict or scalar of type `kind` from JSON values, strictly.
 
     Raises:
@@ -148,14 +151,25 @@ def decode(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - walks ty
             return tuple(decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict and isinstance(value, dict):
         return {key: decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float:
+        return _decode_number(value, where)
     if isinstance(kind, type) and type(value) is kind:
         return value
     raise BundleRefused(f"{where} is {_shorten(value)}; expected {getattr(kind, '__name__', kind)}: export it again")
 
 
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
+def _decode_number(value: object, where: str) -> float:
+    """Take a whole number for a float too, but neither a boolean nor what no finite float holds."""
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if math.isfinite(number):
+        return number
+    raise BundleRefused(f"{where} is {_shorten(value)}; expected a finite number: export it again")
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     expected = typing.get_type_hints(kind)
     if not isinstance(value, dict):
         raise BundleRefused(f"{where} is {_shorten(value)}; expected an object: export it again")

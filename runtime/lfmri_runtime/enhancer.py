@@ -128,11 +128,6 @@ class Enhancer:
         }
         return Enhanced(output, deviation, output_affine, scale, report, notes)
 
-    def interpolate(self, data: Float32Array, affine: NDArray[np.float64], *, grid: str = "isotropic") -> Float32Array:
-        """The scan on the output grid by cubic interpolation alone, in its own units: what enhancement starts from."""
-        processing = self.bundle.contract.processing
-        return interpolate(data, affine, voxel_size=processing.voxel_size, grid=grid)
-
     def _sample(
         self,
         y: Float32Array,
@@ -190,12 +185,8 @@ class Enhancer:
         return result
 
 
-def interpolate(
-    data: Float32Array, affine: NDArray[np.float64], *, voxel_size: float, grid: str = "isotropic"
-) -> Float32Array:
-    """A scan on the output grid by cubic interpolation, in its own units and voxel order."""
-    if grid == "input":
-        return data
+def interpolate(data: Float32Array, affine: NDArray[np.float64], *, voxel_size: float) -> Float32Array:
+    """A scan on the working grid by cubic interpolation, in its own units and voxel order: what enhancing starts from."""
     place = WorkingGrid.of_scan(data.shape, affine, voxel_size=voxel_size)  # type: ignore[arg-type]
     return place.to_scan_order(place.regrid(np.asarray(place.to_ras(data), dtype=np.float32)))[0]
 

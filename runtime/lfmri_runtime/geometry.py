@@ -55,8 +55,8 @@ class WorkingGrid:
         """
         from nibabel.orientations import inv_ornt_aff, io_orientation
 
-        orientation = np.asarray(io_orientation(affine), dtype=np.float64)
-        ras_affine = affine @ inv_ornt_aff(orientation, shape)
+        orientation = np.asarray(io_orientation(affine), dtype=np.float64)  # type: ignore[no-untyped-call]
+        ras_affine = affine @ inv_ornt_aff(orientation, shape)  # type: ignore[no-untyped-call]
         permuted = [0, 0, 0]
         for axis, target in enumerate(orientation[:, 0].astype(int)):
             permuted[target] = shape[axis]
@@ -90,15 +90,13 @@ class WorkingGrid:
         """Bring the scan's voxels (or a mask's) into RAS order; a view."""
         from nibabel.orientations import apply_orientation
 
-        result: NDArray[np.generic] = apply_orientation(data, self.orientation)
+        result: NDArray[np.generic] = apply_orientation(data, self.orientation)  # type: ignore[no-untyped-call]
         return result
 
     def regrid(self, volume: Float32Array) -> Float32Array:
         """Resample a scan in RAS order onto the working grid: cubic, a matrix per axis."""
         for axis in range(3):
-            matrix = regrid_matrix(
-                self.scan_shape[axis], self.scan_spacing[axis], self.shape[axis], self.spacing[axis]
-            )
+            matrix = regrid_matrix(self.scan_shape[axis], self.scan_spacing[axis], self.shape[axis], self.spacing[axis])
             volume = apply_along(volume, matrix, axis)
         return volume
 
@@ -106,9 +104,9 @@ class WorkingGrid:
         """Bring a working volume into the scan's own voxel order; its affine comes with it."""
         from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
 
-        back = ornt_transform([[0, 1], [1, 1], [2, 1]], self.orientation)
-        data = np.ascontiguousarray(apply_orientation(volume, back))
-        return data, self.affine @ inv_ornt_aff(back, self.shape)
+        back = ornt_transform([[0, 1], [1, 1], [2, 1]], self.orientation)  # type: ignore[no-untyped-call]
+        data = np.ascontiguousarray(apply_orientation(volume, back))  # type: ignore[no-untyped-call]
+        return data, self.affine @ inv_ornt_aff(back, self.shape)  # type: ignore[no-untyped-call]
 
     def to_scan_grid(self, volume: Float32Array) -> Float32Array:
         """Sample a working volume at the scan's voxel centres, in the scan's own voxel order.
@@ -124,8 +122,8 @@ class WorkingGrid:
                 continue
             positions = np.clip(np.arange(self.scan_shape[axis]) * ratio, 0, self.shape[axis] - 1)
             volume = apply_along(volume, spline_matrix(self.shape[axis], positions), axis)
-        back = ornt_transform([[0, 1], [1, 1], [2, 1]], self.orientation)
-        return np.ascontiguousarray(apply_orientation(volume, back))
+        back = ornt_transform([[0, 1], [1, 1], [2, 1]], self.orientation)  # type: ignore[no-untyped-call]
+        return np.ascontiguousarray(apply_orientation(volume, back))  # type: ignore[no-untyped-call]
 
 
 def voxel_sizes(affine: Affine) -> tuple[float, float, float]:

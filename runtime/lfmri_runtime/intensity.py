@@ -97,7 +97,8 @@ class HighFieldStandard:
         slope = (target[-1] - target[-2]) / max(source[-1] - source[-2], 1e-12)
         beyond = np.clip(volume - np.float32(source[-1]), 0, None) * np.float32(slope)
         mapped = np.interp(volume, source, target).astype(np.float32) + beyond
-        return np.clip(mapped, 0, self.limit).astype(np.float32, copy=False)
+        standard: Float32Array = np.clip(mapped, 0, self.limit).astype(np.float32, copy=False)
+        return standard
 
 
 def otsu_threshold(volume: Float32Array) -> float:
@@ -112,9 +113,7 @@ def otsu_threshold(volume: Float32Array) -> float:
     return float(edges[1 + int(np.nanargmax(np.where(np.isfinite(between), between, -1)))])
 
 
-def _percentiles(
-    volume: Float32Array, mask: Mask, percentiles: tuple[float, ...] = PERCENTILES
-) -> NDArray[np.float64]:
+def _percentiles(volume: Float32Array, mask: Mask, percentiles: tuple[float, ...] = PERCENTILES) -> NDArray[np.float64]:
     """Strictly ascending percentiles of the voxels inside the mask that hold signal.
 
     A mask is often more generous than the stripping of its volume; the zeros between the two say nothing.
@@ -126,4 +125,5 @@ def _percentiles(
             "check the volume and its mask"
         )
     found = np.percentile(values, percentiles).astype(np.float64)
-    return np.maximum.accumulate(found) + np.arange(1, len(found) + 1) * found[-1] * 1e-9
+    ascending: NDArray[np.float64] = np.maximum.accumulate(found) + np.arange(1, len(found) + 1) * found[-1] * 1e-9
+    return ascending

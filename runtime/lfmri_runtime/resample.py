@@ -20,7 +20,7 @@ def spline_matrix(length: int, positions: Float64Array) -> Float64Array:
     """Matrix that evaluates the cubic spline through `length` samples at `positions`.
 
     Args:
-        length: number of samples, at least 2, at positions 0 .. length - 1.
+        length: number of samples, at positions 0 .. length - 1.
         positions: where to evaluate, in samples, within [0, length - 1].
 
     Returns:
@@ -39,7 +39,7 @@ def spline_matrix(length: int, positions: Float64Array) -> Float64Array:
             (np.arange(length), _mirror(np.arange(length) + offset, length)),
             _cubic_b_spline(np.array(float(offset))),
         )
-    result: Float64Array = np.linalg.solve(sampled.T, weights.T).T
+    result: Float64Array = np.asarray(np.linalg.solve(sampled.T, weights.T).T, dtype=np.float64)
     result[np.abs(result) < 1e-12] = 0.0  # what solving leaves behind where the answer is exactly zero
     return result
 
@@ -73,8 +73,8 @@ def regrid_matrix(length: int, spacing: float, new_length: int, new_spacing: flo
     positions = np.clip(np.arange(new_length) * (new_spacing / spacing), 0, length - 1)
     matrix = spline_matrix(length, positions)
     if new_spacing > spacing:
-        sigma = np.sqrt(new_spacing**2 - spacing**2) / spacing / FWHM_PER_SIGMA
-        matrix = matrix @ gaussian_matrix(length, float(sigma))
+        sigma = float(np.sqrt(new_spacing**2 - spacing**2) / spacing / FWHM_PER_SIGMA)
+        matrix = matrix @ gaussian_matrix(length, sigma)
     return matrix
 
 
@@ -94,7 +94,7 @@ def _cubic_b_spline(x: Float64Array) -> Float64Array:
 
 
 def _mirror(index: NDArray[np.int_], length: int) -> NDArray[np.int_]:
-    """Reflect indices into 0 .. length - 1 about the first and the last sample."""
-    period = 2 * (length - 1)
+    """Reflect indices into 0 .. length - 1 about the first and the last sample; one sample is its own mirror."""
+    period = max(1, 2 * (length - 1))
     folded = np.abs(index) % period
     return np.where(folded < length, folded, period - folded)

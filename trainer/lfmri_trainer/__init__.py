@@ -1,0 +1,1 @@
+"""The trainer: subjects to pairs, pairs to a run."""

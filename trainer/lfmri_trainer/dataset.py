@@ -4,7 +4,8 @@ A sample is a function of (seed, number) alone. So a run can be repeated and res
 batch see together what one process would have seen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.slices import padded_shape, plane_normals, slices_of
 from lfmri_trainer.working import WorkingPair
 
@@ -21,6 +23,9 @@ LEAST_SIGNAL = 0.02
 SIGNAL = 0.05
 
 Sample = dict[str, Tensor]
+Float16Array = NDArray[np.float16]
+#: Condition and target, (slices, rows, columns) each, and the indices of the slices with signal.
+Stack = tuple[Float16Array, Float16Array, NDArray[np.intp]]
 
 
 class CropDataset(Dataset[Sample]):
@@ -32,11 +37,12 @@ class CropDataset(Dataset[Sample]):
         length: number of samples.
         seed: of all of them.
         scale_jitter: the condition is multiplied by a factor drawn from 1 +- this, as scans differ in foreground.
+
+    Raises:
+        InputRefused: no slice of the pairs holds signal.
     """
 
-    def __init__(
-        self, pairs: Sequence[WorkingPair], *, crop: int, length: int, seed: int, scale_jitter: float
-    ) -> None:
+    def __init__(self, pairs: Sequence[WorkingPair], *, crop: int, length: int, seed: int, scale_jitter: float) -> None:
         self.crop = crop
         self.length = length
         self.seed = seed
@@ -44,6 +50,11 @@ class CropDataset(Dataset[Sample]):
         self.stacks = [
             stack for pair in pairs for normal in plane_normals(pair.thick_axis) for stack in _stack(pair, normal)
         ]
+        if not self.stacks:
+            raise InputRefused(
+                f"no slice of {len(pairs)} training pairs holds signal in {LEAST_SIGNAL:.0%} of its voxels; "
+                "expected heads that fill more of their volume: crop them and simulate again"
+            )
 
     def __len__(self) -> int:
         return self.length
@@ -112,44 +123,41 @@ class SliceDataset(Dataset[Sample]):
 
 
 class CountingSampler(Sampler[int]):
-    """Numbers samples onwards from one epoch to the next, dealt in turn to the processes of a distributed run.
+    """Numbers samples by the step that takes them, dealt in turn to the processes of a distributed run.
+
+    The numbers go on with the steps and not with the epochs: epochs are counted anew, and loaders read ahead, when a
+    run is resumed.
 
     Args:
-        per_epoch: samples of an epoch, over all processes.
+        steps_done: says how many steps were taken before an epoch begins.
+        steps: of an epoch.
         batch: of one process.
         rank: of this process.
         world: number of processes.
     """
 
-    def __init__(self, *, per_epoch: int, batch: int, rank: int, world: int) -> None:
-        self.per_epoch = per_epoch
+    def __init__(self, *, steps_done: Callable[[], int], steps: int, batch: int, rank: int, world: int) -> None:
+        self.steps_done = steps_done
+        self.steps = steps
         self.batch = batch
         self.rank = rank
         self.world = world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch, also after resuming."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.per_epoch // self.world
+        return self.steps * self.batch
 
     def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.per_epoch
-        together = self.batch * self.world
-        for start in range(first, first + self.per_epoch, together):
-            yield from range(start + self.rank * self.batch, start + (self.rank + 1) * self.batch)
+        first = self.steps_done()
+        for step in range(first, first + self.steps):
+            start = (step * self.world + self.rank) * self.batch
+            yield from range(start, start + self.batch)
 
 
-def _stack(
-    pair: WorkingPair, normal: int
-) -> list[tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.int_]]]:
-    """The slices of one plane and the indices of those with signal; none where no slice has any."""
-    target = pair.target[tuple(slice(0, n) for n in pair.condition.shape)]
+def _stack(pair: WorkingPair, normal: int) -> list[Stack]:
+    """The slices of one plane; none where no slice has signal."""
     condition, target = (
-        slices_of(volume, normal=normal, thick_axis=pair.thick_axis)  # type: ignore[arg-type]
-        for volume in (pair.condition, target)
+        cast(Float16Array, slices_of(cast(Any, volume), normal=normal, thick_axis=pair.thick_axis))
+        for volume in (pair.condition, pair.target[tuple(slice(0, n) for n in pair.condition.shape)])
     )
     usable = np.flatnonzero((target > SIGNAL).mean(axis=(1, 2)) > LEAST_SIGNAL)
     return [(condition, target, usable)] if len(usable) else []

@@ -36,13 +36,15 @@ def velocity(output: Tensor, x_t: Tensor, t: Tensor, *, prediction: str, smalles
     return (output.float() - x_t) / remainder
 
 
-def flow_matching_loss(network: nn.Module, x_0: Tensor, x_1: Tensor, y: Tensor, t: Tensor, *, prediction: str) -> Tensor:
+def flow_matching_loss(
+    network: nn.Module, x_0: Tensor, x_1: Tensor, y: Tensor, t: Tensor, *, prediction: str
+) -> Tensor:
     """E || v(x_t, y, t) - (x_1 - x_0) ||^2, a scalar; 1 - t clipped at 0.1 for an x_1 prediction.
 
     The clip applies to prediction and target alike, so that a perfect x_1 has zero loss at every t.
     """
     x_t = interpolate(x_0, x_1, t)
-    output = network(x_t, y, t)
+    output: Tensor = network(x_t, y, t)
     if prediction == "velocity":
         return (output.float() - (x_1 - x_0)).square().mean()
     remainder = (1 - t).clamp(min=SMALLEST_REMAINDER)[:, None, None, None]

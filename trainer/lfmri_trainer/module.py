@@ -1,8 +1,12 @@
 """The Lightning module: flow matching on batches, and validation by the sampler."""
 
+from collections.abc import Callable
+
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -54,7 +58,7 @@ class FlowModule(pl.LightningModule):
         }
         self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(reference))
 
-    def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with L2 weight decay, and cosine annealing over the whole run."""
         s = self.settings
         optimizer = Adam(self.network.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
@@ -62,7 +66,7 @@ class FlowModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def exponential_average(decay: float):  # type: ignore[no-untyped-def] # noqa: ANN201 - torch's own signature
+def exponential_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     """Averaging rule of the weights: a warm-up of (1 + n) / (10 + n), so that short runs average too."""
 
     def average(averaged: Tensor, current: Tensor, number: Tensor | int) -> Tensor:
@@ -73,5 +77,6 @@ def exponential_average(decay: float):  # type: ignore[no-untyped-def] # noqa: A
     return average
 
 
-def _images(batch: Tensor) -> np.ndarray:  # type: ignore[type-arg]
-    return batch[:, 0].float().cpu().numpy()
+def _images(batch: Tensor) -> NDArray[np.float32]:
+    images: NDArray[np.float32] = batch[:, 0].float().cpu().numpy()
+    return images

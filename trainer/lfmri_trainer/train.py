@@ -1,11 +1,11 @@
 """`lfmri train`: from a folder of pairs to a run folder.
 
-    RUN/config.json        the resolved settings, enough to repeat the run
-    RUN/processing.json    what the contract will say of voxel size and intensities
-    RUN/checkpoints/       last.ckpt, to resume from
-    RUN/weights.npz        the averaged weights of the last checkpoint, what export takes
-    RUN/summary.json       steps, pairs and last validation
-    RUN/logs/              CSV and TensorBoard
+RUN/config.json        the resolved settings, enough to repeat the run
+RUN/processing.json    what the contract will say of voxel size and intensities
+RUN/checkpoints/       last.ckpt, to resume from
+RUN/weights.npz        the averaged weights of the last checkpoint, what export takes
+RUN/summary.json       steps, pairs and last validation
+RUN/logs/              CSV and TensorBoard
 """
 
 import logging
@@ -72,9 +72,7 @@ class PairsData(pl.LightningDataModule):
         s, folder = self.settings, Path(self.settings.pairs)
         rows = read_pairs(folder)
         self.multiple = PRESETS[s.preset].multiple
-        self.processing: Processing = learn_processing(
-            folder, rows, voxel_size=s.voxel_size, multiple=self.multiple
-        )
+        self.processing: Processing = learn_processing(folder, rows, voxel_size=s.voxel_size, multiple=self.multiple)
         opened = working_pairs(folder, [r for r in rows if r.split != "test"], self.processing)
         self.train_pairs = [pair for pair in opened if pair.parameters.split == "train"]
         self.validation_pairs = [pair for pair in opened if pair.parameters.split == "validation"]
@@ -85,9 +83,7 @@ class PairsData(pl.LightningDataModule):
         """Crops, numbered on through the epochs."""
         s = self.settings
         per_epoch = s.batch * min(s.epoch_steps, s.max_steps)
-        dataset = CropDataset(
-            self.train_pairs, crop=s.crop, length=per_epoch, seed=s.seed, scale_jitter=s.scale_jitter
-        )
+        dataset = CropDataset(self.train_pairs, crop=s.crop, length=per_epoch, seed=s.seed, scale_jitter=s.scale_jitter)
         batch = s.batch // self.world
         sampler = CountingSampler(per_epoch=per_epoch, batch=batch, rank=self.rank, world=self.world)
         return DataLoader(
@@ -99,9 +95,7 @@ class PairsData(pl.LightningDataModule):
         if not self.validation_pairs:
             return []
         s = self.settings
-        dataset = SliceDataset(
-            self.validation_pairs, count=s.validation_slices, multiple=self.multiple, seed=s.seed
-        )
+        dataset = SliceDataset(self.validation_pairs, count=s.validation_slices, multiple=self.multiple, seed=s.seed)
         return DataLoader(dataset, batch_size=1)
 
 
@@ -113,7 +107,9 @@ class RunRecorder(Callback):
         self.settings = settings
         self.data = data
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """The averaging callback has put the averaged weights under state_dict by now."""
         if not trainer.is_global_zero:
             return

@@ -46,9 +46,7 @@ class WorkingPair:
         return AXES.index(self.parameters.thick_axis)
 
 
-def learn_processing(
-    folder: Path, pairs: Sequence[PairParameters], *, voxel_size: float, multiple: int
-) -> Processing:
+def learn_processing(folder: Path, pairs: Sequence[PairParameters], *, voxel_size: float, multiple: int) -> Processing:
     """Learn the intensity standards on the training split.
 
     Raises:
@@ -56,7 +54,9 @@ def learn_processing(
     """
     subjects = sorted({pair.subject for pair in pairs if pair.split == "train"})
     if not subjects:
-        raise InputRefused(f"{folder}: no pair has the split train; expected some: simulate with fewer subjects held out")
+        raise InputRefused(
+            f"{folder}: no pair has the split train; expected some: simulate with fewer subjects held out"
+        )
     standard = HighFieldStandard.learn(_brain(folder, subject) for subject in subjects)
     means = [float(standard.apply(brain, mask)[mask].mean()) for brain, mask in (_brain(folder, s) for s in subjects)]
     return Processing(

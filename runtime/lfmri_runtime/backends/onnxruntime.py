@@ -45,15 +45,17 @@ class OnnxRuntimeStep:
         found = [argument.name for argument in (*self._session.get_inputs(), *self._session.get_outputs())]
         expected = [spec.name for spec in (*bundle.contract.inputs, *bundle.contract.outputs)]
         if found != expected:
-            raise BundleRefused(f"{bundle.path / STEP} has the arrays {found}; its contract says {expected}: export it again")
+            raise BundleRefused(
+                f"{bundle.path / STEP} has the arrays {found}; its contract says {expected}: export it again"
+            )
 
     def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
         """x_t + dt * v(x_t, y, t); x_t and y (batch, 1, h, w)."""
         times = np.full(len(x_t), t, dtype=np.float32)
         start = time.perf_counter()
-        result: Float32Array = self._session.run(
-            None, {"x_t": x_t, "y": y, "t": times, "dt": np.full_like(times, dt)}
-        )[0]
+        result: Float32Array = self._session.run(None, {"x_t": x_t, "y": y, "t": times, "dt": np.full_like(times, dt)})[
+            0
+        ]
         self.seconds += time.perf_counter() - start
         return result
 

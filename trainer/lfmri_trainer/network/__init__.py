@@ -1,0 +1,1 @@
+"""The time-conditioned U-Net of the paper."""

@@ -137,7 +137,7 @@ class BottleneckTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, h, w) -> the same shape."""
         batch, channels, height, width = x.shape
-        tokens = x.flatten(2).transpose(1, 2)
+        tokens: Tensor = x.flatten(2).transpose(1, 2)
         tokens = tokens + self._attend(self.norm_1(tokens))
         tokens = tokens + self.perceptron(self.norm_2(tokens))
         return tokens.transpose(1, 2).reshape(batch, channels, height, width)

@@ -86,7 +86,7 @@ class UNet(nn.Module):
         Returns:
             (batch, 1, h, w), in the precision of the weights.
         """
-        precision = self.multi_scale_input.branches[0].weight.dtype
+        precision = next(self.multi_scale_input.parameters()).dtype
         time = self.time_embedding(t).to(precision)
         hidden = self.fuse(self.multi_scale_input(torch.cat([x_t, y], dim=1).to(precision)))
         skips = []

@@ -1,0 +1,1 @@
+"""The simulator: parameters drawn, applied, and kept in a table."""

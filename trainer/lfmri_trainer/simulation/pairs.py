@@ -1,8 +1,8 @@
 """The folder that `lfmri simulate` leaves: pairs.csv, a scan for each row, a volume for each subject.
 
-    OUT/pairs.csv                      one row a pair, every parameter
-    OUT/pairs/<pair>/low.nii.gz        the simulated low-field scan
-    OUT/subjects/<subject>/brain.nii.gz, head.nii.gz, mask.nii.gz    the high-field side, RAS voxel order
+OUT/pairs.csv                      one row a pair, every parameter
+OUT/pairs/<pair>/low.nii.gz        the simulated low-field scan
+OUT/subjects/<subject>/brain.nii.gz, head.nii.gz, mask.nii.gz    the high-field side, RAS voxel order
 """
 
 import csv
@@ -52,14 +52,15 @@ def read_pairs(folder: Path) -> list[PairParameters]:
     path = folder / TABLE
     if not path.is_file():
         raise InputRefused(f"{path} not found; expected the folder that `lfmri simulate` made")
-    with path.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        expected = [field.name for field in fields(PairParameters)]
-        if reader.fieldnames != expected:
-            raise InputRefused(
-                f"{path} has the columns {reader.fieldnames}; expected {expected}: simulate the pairs again"
-            )
-        return [_pair(row, path, number) for number, row in enumerate(reader, start=2)]
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        columns, rows = reader.fieldnames, list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputRefused(f"{path}: not a table ({error}); expected the one that `lfmri simulate` wrote") from None
+    expected = [field.name for field in fields(PairParameters)]
+    if columns != expected:
+        raise InputRefused(f"{path} has the columns {columns}; expected {expected}: simulate the pairs again")
+    return [_pair(row, path, number) for number, row in enumerate(rows, start=2)]
 
 
 def _pair(row: dict[str, str], path: Path, line: int) -> PairParameters:
@@ -76,8 +77,8 @@ def _pair(row: dict[str, str], path: Path, line: int) -> PairParameters:
 def write_volume(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
     """Write NIfTI-1, gzipped without a time stamp: the same data give the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm", "sec")
+    image = nib.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
+    image.header.set_xyzt_units("mm", "sec")  # type: ignore[no-untyped-call]
     with (
         atomic_write(path) as temporary,
         temporary.open("wb") as raw,

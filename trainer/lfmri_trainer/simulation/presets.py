@@ -66,9 +66,11 @@ PRESETS = {
 }
 
 
+_PRECISION = np.linalg.inv(np.asarray(T1W_COVARIANCE))
+
+
 def mahalanobis(snr: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mahalanobis distance of (..., 2) SNR pairs (WM, GM) from the published T1w distribution."""
     difference = snr - np.asarray(T1W_MEAN)
-    precision = np.linalg.inv(np.asarray(T1W_COVARIANCE))
-    result: NDArray[np.float64] = np.sqrt(np.einsum("...i,ij,...j->...", difference, precision, difference))
+    result: NDArray[np.float64] = np.sqrt(np.einsum("...i,ij,...j->...", difference, _PRECISION, difference))
     return result

@@ -74,7 +74,7 @@ def thick_slices(volume: Float32Array, *, axis: int, spacing: float, thickness: 
     blurred = gaussian_filter1d(volume, thickness / FWHM_PER_SIGMA, axis=axis, mode="nearest")
     length = volume.shape[axis]
     count = int(np.floor((length - 1) / spacing + 1e-9)) + 1
-    return apply_along(blurred, spline_matrix(length, np.arange(count) * spacing), axis)
+    return apply_along(blurred, spline_matrix(length, np.arange(count, dtype=np.float64) * spacing), axis)
 
 
 def low_field_contrast(
@@ -106,7 +106,8 @@ def bias_field(shape: tuple[int, ...], *, peak: float, rng: np.random.Generator)
     for term, coefficient in zip(terms, rng.uniform(-1, 1, len(terms)), strict=True):
         field = field + np.float32(coefficient) * term
     field -= field.mean(dtype=np.float64).astype(np.float32)
-    return np.float32(1) + np.float32(peak) * field / np.abs(field).max()
+    result: Float32Array = np.float32(1) + np.float32(peak) * field / np.abs(field).max()
+    return result
 
 
 def truncate(
@@ -118,7 +119,7 @@ def truncate(
         the image with fewer voxels along the axis, voxel 0 at the same place, and the ratio of the spacings.
     """
     length = image.shape[axis]
-    kept = int(round(length * voxel_sizes(affine)[axis] / voxel_size))
+    kept = round(length * voxel_sizes(affine)[axis] / voxel_size)
     if kept >= length:
         return image, 1.0
     spectrum = np.fft.rfft(image, axis=axis)
@@ -137,7 +138,8 @@ def add_noise(image: Float32Array, *, sigma: float, kind: str, rng: np.random.Ge
     noisy = image + np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32)
     if kind == "gaussian":
         return noisy
-    return np.hypot(noisy, np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32))
+    magnitude: Float32Array = np.hypot(noisy, np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32))
+    return magnitude
 
 
 def _pure_mean(image: Float32Array, tissue: Float32Array, name: str, parameters: PairParameters) -> float:

@@ -6,7 +6,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from lfmri_runtime.errors import InputRefused, UsageError
@@ -22,7 +21,7 @@ from lfmri_trainer.simulation.pairs import (
 )
 from lfmri_trainer.simulation.presets import PRESETS
 from lfmri_trainer.simulation.scanner import simulate
-from lfmri_trainer.subjects import Subject, find_subjects
+from lfmri_trainer.subjects import Subject, find_subjects, open_volume
 from lfmri_trainer.tissue import load_anatomy
 
 
@@ -78,7 +77,7 @@ def simulate_folder(
     found = find_subjects(subjects)
     planned = plan(found, settings)
     out.mkdir(parents=True, exist_ok=True)
-    write_pairs(out, _merge(out, planned))
+    _add_to_table(out, planned)
     missing = [pair for pair in planned if not low_path(out, pair).is_file()]
     done = len(planned) - len(missing)
     progress(done, len(planned))
@@ -119,7 +118,10 @@ def plan(subjects: Sequence[Subject], settings: SimulationSettings) -> list[Pair
 
 def _splits(names: list[str], settings: SimulationSettings) -> dict[str, str]:
     """Split by subject, never by slice: named ones first, then a seeded share of the rest."""
-    named = {**dict.fromkeys(settings.validation_subjects, "validation"), **dict.fromkeys(settings.test_subjects, "test")}
+    validation, test = set(settings.validation_subjects), set(settings.test_subjects)
+    if validation & test:
+        raise UsageError(f"{', '.join(sorted(validation & test))} named for validation and for test; choose one")
+    named = {**dict.fromkeys(validation, "validation"), **dict.fromkeys(test, "test")}
     unknown = sorted(set(named) - set(names))
     if unknown:
         raise UsageError(f"no subject named {', '.join(unknown)}; expected some of {', '.join(names)}")
@@ -131,19 +133,28 @@ def _splits(names: list[str], settings: SimulationSettings) -> dict[str, str]:
 
 
 def _voxel_size(subject: Subject) -> float:
-    image = nib.load(subject.brain or subject.head)  # type: ignore[arg-type]
-    return float(min(image.header.get_zooms()[: len(AXES)]))  # type: ignore[attr-defined]
+    image, _ = open_volume(subject.brain or subject.head)  # type: ignore[arg-type]
+    return float(min(image.header.get_zooms()[: len(AXES)]))
 
 
-def _merge(out: Path, planned: list[PairParameters]) -> list[PairParameters]:
+def _add_to_table(out: Path, planned: list[PairParameters]) -> None:
+    """Add pairs to pairs.csv; where all of them are there already it stays untouched."""
     there = {pair.pair: pair for pair in read_pairs(out)} if (out / TABLE).is_file() else {}
+    splits = {pair.subject: pair.split for pair in there.values()}
+    known = len(there)
     for pair in planned:
         if there.setdefault(pair.pair, pair) != pair:
             raise InputRefused(
                 f"{out / TABLE} already holds {pair.pair} drawn with other settings; expected the same settings to "
                 "go on where it stopped: use them, or another --out"
             )
-    return list(there.values())
+        if splits.setdefault(pair.subject, pair.split) != pair.split:
+            raise InputRefused(
+                f"{out / TABLE} already holds {pair.subject} in the split {splits[pair.subject]}, not {pair.split}; "
+                "expected one split a subject, or scores leak: hold out the same subjects, or use another --out"
+            )
+    if len(there) > known:
+        write_pairs(out, there.values())
 
 
 def _simulate_subject(subject: Subject, pairs: list[PairParameters], out: Path) -> int:

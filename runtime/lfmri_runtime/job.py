@@ -1,0 +1,116 @@
+"""One file in, its outputs out: what every surface that works on files does around the core."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lfmri_runtime.enhancer import Enhancer, Progress
+from lfmri_runtime.errors import InputRefused, UsageError, missing_extra
+from lfmri_runtime.files import check_writable, sha256_file, write_json
+from lfmri_runtime.sidecar import describe, sidecar_path
+from lfmri_runtime.volume import SUFFIXES, Scan, read_scan, write_scan
+
+#: Two affines that differ by less than this, mm, are the same grid.
+SAME_GRID_MM = 1e-2
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where one scan's results go.
+
+    Attributes:
+        scan: the enhanced scan; its sidecar lies beside it.
+        uncertainty: the standard deviation over samples; None writes none.
+        page: the HTML page; None writes none.
+    """
+
+    scan: Path
+    uncertainty: Path | None = None
+    page: Path | None = None
+
+
+def check_outputs(jobs: Iterable[tuple[Path, Outputs]]) -> None:
+    """Find out before the work begins whether all of it can be written.
+
+    Raises:
+        UsageError: two outputs of one name, an output that would replace an input, or an unknown image suffix.
+        BackendMissing: a page is asked for and Pillow is not installed.
+        TryAgainLater: a place that cannot be written.
+    """
+    jobs = list(jobs)
+    images = [path for _, outputs in jobs for path in (outputs.scan, outputs.uncertainty) if path]
+    pages = [outputs.page for _, outputs in jobs if outputs.page]
+    taken = {scan.resolve(): "the input" for scan, _ in jobs}
+    for path in (*images, *(sidecar_path(outputs.scan) for _, outputs in jobs), *pages):
+        other = taken.setdefault(path.resolve(), "another output")
+        if other != "another output" or [p.resolve() for p in (*images, *pages)].count(path.resolve()) > 1:
+            raise UsageError(f"{path} would replace {other}; expected a name of its own for every output")
+    for path in images:
+        if not path.name.lower().endswith(SUFFIXES):
+            raise UsageError(f"{path}: unknown kind of image; expected a name that ends in {', '.join(SUFFIXES)}")
+    if pages:
+        _require_pillow()
+    for path in (*images, *pages):
+        check_writable(path)
+
+
+def enhance_file(
+    enhancer: Enhancer, path: Path, outputs: Outputs, *, mask: Path | None = None, progress: Progress, **settings: Any
+) -> dict[str, Any]:
+    """Read a scan, enhance it, write its outputs; the sidecar comes last and says that all is there.
+
+    Args:
+        enhancer: opened.
+        path: the scan.
+        outputs: checked by `check_outputs`.
+        mask: on the scan's own grid.
+        progress: as `Enhancer.enhance` takes it.
+        **settings: of `Enhancer.enhance`.
+
+    Returns:
+        the sidecar's content.
+
+    Raises:
+        InputRefused: an unusable scan or mask.
+        TryAgainLater: an output could not be written.
+    """
+    started = time.perf_counter()
+    scan = read_scan(path)
+    inside = None if mask is None else _read_mask(mask, scan)
+    read = time.perf_counter() - started
+    enhanced = enhancer.enhance(scan.data, scan.affine, mask=inside, progress=progress, **settings)
+    started = time.perf_counter()
+    write_scan(outputs.scan, enhanced.mean, enhanced.affine, scan)
+    if outputs.uncertainty is not None and enhanced.std is not None:
+        write_scan(outputs.uncertainty, enhanced.std, enhanced.affine, scan)
+    seconds = {"read": round(read, 4), "write": round(time.perf_counter() - started, 4)}
+    document = describe(enhancer.bundle, scan, enhanced, input_sha256=sha256_file(path), seconds=seconds)
+    write_json(sidecar_path(outputs.scan), document)
+    if outputs.page is not None:
+        from lfmri_runtime.showing import show
+
+        show(outputs.page, outputs.scan, scan=path, uncertainty=outputs.uncertainty)
+    return document
+
+
+def _read_mask(path: Path, scan: Scan) -> NDArray[np.bool_]:
+    mask = read_scan(path)
+    if mask.data.shape != scan.data.shape or not np.allclose(mask.affine, scan.affine, atol=SAME_GRID_MM):
+        raise InputRefused(
+            f"{path}: a mask of {mask.data.shape} voxels on a grid of its own; expected the scan's grid "
+            f"({scan.data.shape}): resample it onto the scan"
+        )
+    inside: NDArray[np.bool_] = mask.data > 0.5
+    return inside
+
+
+def _require_pillow() -> None:
+    try:
+        import PIL  # noqa: F401 - only whether it is there
+    except ImportError:
+        raise missing_extra("evaluate", "Pillow") from None
