@@ -23,14 +23,19 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(package_name="lfmri")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """High-field-like images from low-field MR scans, by conditional flow matching.
 
     Exit codes: 0 done, 2 usage, 3 input refused, 4 bundle refused, 5 back end or extra missing, 6 try again later,
     130 interrupted.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for command in (simulate, train, export, enhance, evaluate, report, demo):

@@ -8,6 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from .bundles import MakeBundle, write_bundle
+
 OBLIQUE = np.array(
     [[0.95, 0.10, -0.60, 4.0], [-0.12, 1.02, 0.30, -7.5], [0.31, -0.21, 4.0, 11.0], [0.0, 0.0, 0.0, 1.0]]
 )
@@ -58,3 +60,13 @@ def make_nifti(tmp_path: Path) -> Callable[..., Path]:
 def oblique() -> np.ndarray:
     """A scanner's oblique transform, 1.5 x 1.2 x 5 mm."""
     return orthogonal(OBLIQUE, (1.5, 1.2, 5.0))
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """Write a bundle that predicts y, or y and a share of x_t ("noisy"), into a folder of its own."""
+
+    def make(predicts: str = "y", **changes: Any) -> Path:
+        return write_bundle(tmp_path_factory.mktemp("bundles") / "bundle", predicts, **changes)
+
+    return make

@@ -107,7 +107,14 @@ def test_json_that_is_no_contract_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("schema", "hint"),
-    [(2, "update lfmri"), (10**300, "update lfmri"), (0, "again"), ("1", "again"), (None, "again"), ("x" * 9999, "again")],
+    [
+        (2, "update lfmri"),
+        (10**300, "update lfmri"),
+        (0, "again"),
+        ("1", "again"),
+        (None, "again"),
+        ("x" * 9999, "again"),
+    ],
 )
 def test_another_schema_is_refused(schema: object, hint: str) -> None:
     message = refusal(lambda d: d.update(schema=schema))
@@ -165,7 +172,7 @@ def test_a_default_does_not_excuse_a_missing_key() -> None:
         ("training", []),
         ("files", {"step.onnx": 3}),
         ("files", ["step.onnx"]),
-        ("intended_use", "x".split()),
+        ("intended_use", ["x"]),
     ],
 )
 def test_a_wrong_type_is_refused(key: str, value: object) -> None:

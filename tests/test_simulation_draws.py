@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from scipy.spatial import distance
 
+from lfmri_trainer.simulation import draws
 from lfmri_trainer.simulation.draws import PairParameters, draw_pair, draw_snr
 from lfmri_trainer.simulation.presets import (
     CONTRAST_BOUND,
@@ -99,6 +100,15 @@ def test_every_out_of_distribution_draw_keeps_its_contrast_beyond_the_bound(out_
     # As spread, relative to its centre, as the published one.
     relative = out_of_distribution.std(axis=0) / OUT_OF_DISTRIBUTION_MEAN
     np.testing.assert_allclose(relative, np.sqrt(np.diag(T1W_COVARIANCE)) / T1W_MEAN, rtol=0.1)
+
+
+def test_draws_that_came_too_near_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Around (14, 12) hardly a draw is near; around (38, 35), 3.44 away, four in ten are.
+    monkeypatch.setattr(draws, "OUT_OF_DISTRIBUTION_MEAN", (38.0, 35.0))
+    rng = np.random.default_rng(3)
+    snr = np.array([draw_snr(rng, in_distribution=False) for _ in range(500)])
+    assert (snr[:, 0] > snr[:, 1]).all()
+    assert CONTRAST_BOUND < mahalanobis(snr).min() < CONTRAST_BOUND + 0.1
 
 
 def test_a_draw_is_numpys_own_multivariate_normal() -> None:

@@ -61,6 +61,7 @@ def test_slices_are_a_view_so_that_results_go_back_into_the_volume() -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (9, 3), (2, 5), (1, 1), (0, 4)])
 def test_batches_cover_every_slice_once(count: int, size: int) -> None:
+    assert all(part.stop <= count for part in batches(count, size))
     parts = [list(range(count))[part] for part in batches(count, size)]
     assert [i for part in parts for i in part] == list(range(count))
     assert all(0 < len(part) <= size for part in parts)

@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pytest
 
 from lfmri_runtime.errors import InputRefused
+from lfmri_trainer.segmentation import bias_field, classify
 from lfmri_trainer.subjects import Subject, TissuePaths
-from lfmri_trainer.tissue import Anatomy, bias_field, classify, load_anatomy
+from lfmri_trainer.tissue import Anatomy, load_anatomy
 
 Array = npt.NDArray[np.float32]
 

@@ -335,7 +335,7 @@ def test_a_gzip_bomb_behind_a_small_image_is_refused(make_nifti: MakeNifti) -> N
 def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken(
     make_nifti: MakeNifti, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int, int]
 ) -> None:
-    monkeypatch.setattr("lfmri_runtime.volume._read_voxels", lambda *arguments: pytest.fail("voxels were read"))
+    monkeypatch.setattr("lfmri_runtime.volume.reading._read_voxels", lambda *arguments: pytest.fail("voxels were read"))
     refused(patch(make_nifti("a.nii"), DIM + 2, "<3h", *size), f"promises.*at most {MAX_VOXELS}")
 
 

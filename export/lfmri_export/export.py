@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 
 from lfmri_export.card import INTENDED_USE, model_card
 from lfmri_export.gate import Parity, check_parity, check_structure, measure_parity
@@ -20,10 +19,11 @@ from lfmri_runtime.backends import open_backend
 from lfmri_runtime.bundle import CARD, CONTRACT, GOLDEN, STEP, open_bundle
 from lfmri_runtime.contract import SCHEMA, Contract, Processing, decode, render
 from lfmri_runtime.errors import BundleRefused, TryAgainLater, UsageError
-from lfmri_trainer.network.presets import PRESETS, build_network
-from lfmri_trainer.network.unet import UNet, parameter_count
+from lfmri_trainer.network.presets import build_network
+from lfmri_trainer.network.unet import parameter_count
 from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
-from lfmri_trainer.train import PROCESSING, SUMMARY, WEIGHTS
+from lfmri_trainer.train import PROCESSING, SUMMARY
+from lfmri_trainer.weights import load_weights
 
 PRECISIONS = ("float16", "float32")
 
@@ -56,7 +56,9 @@ def export(
         raise UsageError(f"{out} exists; expected a new folder: remove it or choose another --out")
     settings = TrainingSettings.load(run / CONFIGURATION)
     processing: Processing = decode(Processing, _json(run / PROCESSING), PROCESSING)
-    network = load_network(run, settings)
+    settings.check()
+    network = build_network(settings.preset).eval()
+    load_weights(network, run)
     golden = make_golden(network, pairs or Path(settings.pairs), processing, prediction=settings.prediction)
     model = half_weights(network) if precision == "float16" else network
     inputs, outputs = array_specs(processing.multiple, y_limit=processing.low_field.limit)
@@ -81,25 +83,6 @@ def export(
         files={},
     )
     return _write(out, contract, export_step(model, prediction=settings.prediction), golden)
-
-
-def load_network(run: Path, settings: TrainingSettings) -> UNet:
-    """Build a run's network with its averaged weights, in evaluation mode.
-
-    Raises:
-        BundleRefused: the weights are missing or are not this network's.
-    """
-    network = build_network(settings.preset) if settings.preset in PRESETS else None
-    try:
-        with np.load(run / WEIGHTS, allow_pickle=False) as arrays:
-            weights = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-        if network is None:
-            raise KeyError(settings.preset)
-        network.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BundleRefused(f"{run / WEIGHTS}: {reason}; expected the run that `lfmri train` made") from None
-    return network.eval()
 
 
 def _write(out: Path, contract: Contract, step: bytes, golden: Golden) -> list[Parity]:
@@ -144,5 +127,5 @@ def _json(path: Path) -> Any:
 
 
 def _published(settings: TrainingSettings) -> dict[str, Any]:
-    """The settings without where the pairs lay on the training machine."""
-    return {key: value for key, value in asdict(settings).items() if key != "pairs"}
+    """The settings without paths of the training machine."""
+    return {key: value for key, value in asdict(settings).items() if key not in ("pairs", "initial")}

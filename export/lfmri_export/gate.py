@@ -73,11 +73,16 @@ def measure_parity(
         y: the condition, same shape.
         results: the PyTorch sampler's result in float32 for each number of steps.
         reference: x_1, same shape; both results are scored against it.
+
+    Raises:
+        BundleRefused: the graph gives values that are not finite, which have no score.
     """
     lpips = Lpips()
     rows = []
     for steps, expected in results.items():
         found = euler(step, x_0, y, uniform_time_grid(steps))
+        if not np.isfinite(found).all():
+            raise BundleRefused(f"step.onnx gives values that are not finite after {steps} steps: nothing was written")
         pair = [_scores(image[:, 0], reference[:, 0], lpips) for image in (found, expected)]
         rows.append(
             Parity(

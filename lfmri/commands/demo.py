@@ -17,6 +17,7 @@ def demo(out: Path) -> None:
     require("skimage", extra="evaluate")
     from lfmri.tables import print_scores
     from lfmri_runtime.enhancer import Enhancer
+    from lfmri_runtime.evaluation import write_json
     from lfmri_runtime.job import Outputs, check_outputs, enhance_file
     from lfmri_runtime.sample import LOW_FIELD, MASK, REFERENCE
     from lfmri_runtime.showing import show
@@ -26,5 +27,7 @@ def demo(out: Path) -> None:
     check_outputs([(LOW_FIELD, Outputs(outputs.scan, None, page))])
     with progress_bar("enhancing the sample scan") as progress:
         enhance_file(Enhancer(), LOW_FIELD, outputs, progress=progress)
-    print_scores(show(page, outputs.scan, scan=LOW_FIELD, reference=REFERENCE, mask=MASK))
-    click.echo(f"wrote {outputs.scan}, its sidecar and {page}: open the page in a browser")
+    figures = show(page, outputs.scan, scan=LOW_FIELD, reference=REFERENCE, mask=MASK)
+    write_json(out / "scores.json", figures)
+    print_scores(figures)
+    click.echo(f"wrote {outputs.scan}, its sidecar, scores.json and {page}: open the page in a browser")

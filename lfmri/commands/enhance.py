@@ -75,7 +75,7 @@ def enhance(
         raise UsageError("--uncertainty needs several draws; expected --samples of at least 2")
     targets = [out] if len(scans) == 1 else [out / scan.name for scan in scans]
     jobs = [(scan, Outputs(target, uncertainty, page)) for scan, target in zip(scans, targets, strict=True)]
-    check_outputs(jobs)
+    check_outputs(jobs, kept=[] if mask is None else [mask])
     enhancer = Enhancer(open_bundle(bundle), threads=threads)
     for scan, outputs in jobs:
         with progress_bar(f"enhancing {scan.name}") as progress:

@@ -41,8 +41,14 @@ def evaluate(
     from lfmri.tables import print_scores
     from lfmri_runtime.comparison import compare
     from lfmri_runtime.evaluation import write_csv, write_json
+    from lfmri_runtime.files import check_writable
+    from lfmri_runtime.job import check_apart
     from lfmri_runtime.showing import score
 
+    written = [path for path in (csv_path, json_path) if path is not None]
+    check_apart(written, inputs=[path for path in (enhanced, reference, mask, scan) if path is not None])
+    for path in written:
+        check_writable(path)
     figures = score(compare(enhanced, reference=reference, mask=mask, scan=scan), axis=PLANES[plane])
     print_scores(figures)
     if csv_path is not None:

@@ -22,8 +22,10 @@ def report(page: Path, enhanced: Path, plane: str, **files: Path | None) -> None
     """Write one self-contained HTML page that shows an enhanced scan beside its input and reference."""
     require("skimage", extra="evaluate")
     from lfmri_runtime.files import check_writable
+    from lfmri_runtime.job import check_apart
     from lfmri_runtime.showing import show
 
+    check_apart([page], inputs=[enhanced, *(path for path in files.values() if path is not None)])
     check_writable(page)
     show(page, enhanced, axis=PLANES[plane], **files)
     click.echo(f"wrote {page}")

@@ -15,6 +15,7 @@ from lfmri_runtime.enhancer import interpolate
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.geometry import voxel_sizes
 from lfmri_runtime.intensity import otsu_threshold
+from lfmri_runtime.orientation import to_ras
 from lfmri_runtime.sidecar import Intensity, intensity_of, read_sidecar
 from lfmri_runtime.volume import Scan, read_scan
 
@@ -96,10 +97,7 @@ class _Placed:
 
 
 def _ras(scan: Scan) -> tuple[Float32Array, Affine]:
-    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-
-    orientation = io_orientation(scan.affine)
-    return apply_orientation(scan.data, orientation), scan.affine @ inv_ornt_aff(orientation, scan.data.shape)
+    return to_ras(scan.data, scan.affine)
 
 
 def _place(path: Path, affine: Affine) -> _Placed:

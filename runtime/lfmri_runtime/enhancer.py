@@ -95,10 +95,10 @@ class Enhancer:
         _check(steps=steps, samples=samples, seed=seed, grid=grid, thick_axis=thick_axis)
         started = time.perf_counter()
         processing = self.bundle.contract.processing
-        place = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)  # type: ignore[arg-type]
-        data = _masked(data, mask)
+        place = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)
+        data = _masked(np.asarray(data, dtype=np.float32), mask)
         scale = processing.low_field.scale_of(data, mask)
-        ras = np.asarray(place.to_ras(data), dtype=np.float32)
+        ras = place.to_ras(data)
         thick, notes = _thick_axis(thick_axis, place, ras)
         y = pad(processing.low_field.apply(place.regrid(ras), scale), processing.multiple)
         prepared = time.perf_counter()
@@ -177,8 +177,8 @@ class Enhancer:
         for normal in normals:
             noise, condition, target = (slices_of(v, normal=normal, thick_axis=thick) for v in (x_0, y, result))
             for part in batches(shape[normal], self.batch):
-                arrays = (np.ascontiguousarray(stack[part])[:, None] for stack in (noise, condition))
-                x_1 = euler(self.step, *arrays, time_grid)
+                x_part, y_part = (np.ascontiguousarray(stack[part])[:, None] for stack in (noise, condition))
+                x_1 = euler(self.step, x_part, y_part, time_grid)
                 rows, columns = target.shape[1:]
                 target[part] += x_1[:, 0, :rows, :columns] / np.float32(len(normals))
                 count()
@@ -186,9 +186,9 @@ class Enhancer:
 
 
 def interpolate(data: Float32Array, affine: NDArray[np.float64], *, voxel_size: float) -> Float32Array:
-    """A scan on the working grid by cubic interpolation, in its own units and voxel order: what enhancing starts from."""
-    place = WorkingGrid.of_scan(data.shape, affine, voxel_size=voxel_size)  # type: ignore[arg-type]
-    return place.to_scan_order(place.regrid(np.asarray(place.to_ras(data), dtype=np.float32)))[0]
+    """A scan on the working grid by cubic interpolation, in its own units and voxel order."""
+    place = WorkingGrid.of_scan(data.shape, affine, voxel_size=voxel_size)
+    return place.to_scan_order(place.regrid(place.to_ras(data)))[0]
 
 
 def _onto(

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
+from lfmri_runtime.orientation import Volume, orientation_back, orientation_of, reorient, reorient_affine
 from lfmri_runtime.resample import SAME_SPACING, apply_along, regrid_matrix, spline_matrix
 
 Float32Array = NDArray[np.float32]
@@ -53,10 +54,8 @@ class WorkingGrid:
         Raises:
             InputRefused: the working grid would exceed MAX_WORKING_VOXELS.
         """
-        from nibabel.orientations import inv_ornt_aff, io_orientation
-
-        orientation = np.asarray(io_orientation(affine), dtype=np.float64)  # type: ignore[no-untyped-call]
-        ras_affine = affine @ inv_ornt_aff(orientation, shape)  # type: ignore[no-untyped-call]
+        orientation = orientation_of(affine)
+        ras_affine = reorient_affine(affine, orientation, shape)
         permuted = [0, 0, 0]
         for axis, target in enumerate(orientation[:, 0].astype(int)):
             permuted[target] = shape[axis]
@@ -86,12 +85,9 @@ class WorkingGrid:
         """Voxel sizes of the scan, mm, RAS order."""
         return voxel_sizes(self.scan_affine)
 
-    def to_ras(self, data: NDArray[np.generic]) -> NDArray[np.generic]:
+    def to_ras(self, data: Volume) -> Volume:
         """Bring the scan's voxels (or a mask's) into RAS order; a view."""
-        from nibabel.orientations import apply_orientation
-
-        result: NDArray[np.generic] = apply_orientation(data, self.orientation)  # type: ignore[no-untyped-call]
-        return result
+        return reorient(data, self.orientation)
 
     def regrid(self, volume: Float32Array) -> Float32Array:
         """Resample a scan in RAS order onto the working grid: cubic, a matrix per axis."""
@@ -102,11 +98,8 @@ class WorkingGrid:
 
     def to_scan_order(self, volume: Float32Array) -> tuple[Float32Array, Affine]:
         """Bring a working volume into the scan's own voxel order; its affine comes with it."""
-        from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
-
-        back = ornt_transform([[0, 1], [1, 1], [2, 1]], self.orientation)  # type: ignore[no-untyped-call]
-        data = np.ascontiguousarray(apply_orientation(volume, back))  # type: ignore[no-untyped-call]
-        return data, self.affine @ inv_ornt_aff(back, self.shape)  # type: ignore[no-untyped-call]
+        back = orientation_back(self.orientation)
+        return np.ascontiguousarray(reorient(volume, back)), reorient_affine(self.affine, back, self.shape)
 
     def to_scan_grid(self, volume: Float32Array) -> Float32Array:
         """Sample a working volume at the scan's voxel centres, in the scan's own voxel order.
@@ -114,16 +107,13 @@ class WorkingGrid:
         Slices are sampled, not averaged over their thickness: what was sharpened stays sharp. Voxels of the scan
         that lie beyond the working grid's last centre (less than one working voxel) take its nearest value.
         """
-        from nibabel.orientations import apply_orientation, ornt_transform
-
         for axis in range(3):
             ratio = self.scan_spacing[axis] / self.spacing[axis]
             if self.shape[axis] == self.scan_shape[axis] and abs(ratio - 1) <= SAME_SPACING:
                 continue
             positions = np.clip(np.arange(self.scan_shape[axis]) * ratio, 0, self.shape[axis] - 1)
             volume = apply_along(volume, spline_matrix(self.shape[axis], positions), axis)
-        back = ornt_transform([[0, 1], [1, 1], [2, 1]], self.orientation)  # type: ignore[no-untyped-call]
-        return np.ascontiguousarray(apply_orientation(volume, back))  # type: ignore[no-untyped-call]
+        return np.ascontiguousarray(reorient(volume, orientation_back(self.orientation)))
 
 
 def voxel_sizes(affine: Affine) -> tuple[float, float, float]:

@@ -103,7 +103,7 @@ class HighFieldStandard:
 
 def otsu_threshold(volume: Float32Array) -> float:
     """Threshold that separates foreground from background with the largest variance between them (Otsu 1979)."""
-    top = float(np.percentile(volume, 99.5))
+    top = max(float(np.percentile(volume, 99.5)), 0.0)
     counts, edges = np.histogram(np.clip(volume, 0, top), bins=HISTOGRAM_BINS, range=(0, max(top, 1e-12)))
     centres = (edges[:-1] + edges[1:]) / 2
     weight = np.cumsum(counts) / counts.sum()

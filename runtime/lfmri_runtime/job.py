@@ -34,8 +34,12 @@ class Outputs:
     page: Path | None = None
 
 
-def check_outputs(jobs: Iterable[tuple[Path, Outputs]]) -> None:
+def check_outputs(jobs: Iterable[tuple[Path, Outputs]], *, kept: Iterable[Path] = ()) -> None:
     """Find out before the work begins whether all of it can be written.
+
+    Args:
+        jobs: each scan with its outputs.
+        kept: files that are read beside the scans, a mask for example.
 
     Raises:
         UsageError: two outputs of one name, an output that would replace an input, or an unknown image suffix.
@@ -45,18 +49,29 @@ def check_outputs(jobs: Iterable[tuple[Path, Outputs]]) -> None:
     jobs = list(jobs)
     images = [path for _, outputs in jobs for path in (outputs.scan, outputs.uncertainty) if path]
     pages = [outputs.page for _, outputs in jobs if outputs.page]
-    taken = {scan.resolve(): "the input" for scan, _ in jobs}
-    for path in (*images, *(sidecar_path(outputs.scan) for _, outputs in jobs), *pages):
-        other = taken.setdefault(path.resolve(), "another output")
-        if other != "another output" or [p.resolve() for p in (*images, *pages)].count(path.resolve()) > 1:
-            raise UsageError(f"{path} would replace {other}; expected a name of its own for every output")
     for path in images:
         if not path.name.lower().endswith(SUFFIXES):
             raise UsageError(f"{path}: unknown kind of image; expected a name that ends in {', '.join(SUFFIXES)}")
+    every = [*images, *(sidecar_path(outputs.scan) for _, outputs in jobs), *pages]
+    check_apart(every, inputs=[*(scan for scan, _ in jobs), *kept])
     if pages:
         _require_pillow()
-    for path in (*images, *pages):
+    for path in every:
         check_writable(path)
+
+
+def check_apart(outputs: Iterable[Path], *, inputs: Iterable[Path]) -> None:
+    """Make sure that no output replaces an input or another output.
+
+    Raises:
+        UsageError: naming the output.
+    """
+    taken = {path.resolve(): "an input" for path in inputs}
+    for path in outputs:
+        place = path.resolve()
+        if place in taken:
+            raise UsageError(f"{path} would replace {taken[place]}; expected a name of its own for every output")
+        taken[place] = "another output"
 
 
 def enhance_file(

@@ -1,6 +1,7 @@
 """The Euler method for the flow's ordinary differential equation (the paper's equations 1 and 2)."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +30,6 @@ def euler(
         x at time 1.
     """
     x_t = x_0
-    for t, t_next in zip(time_grid[:-1], time_grid[1:], strict=True):
-        x_t = step(x_t, y, float(t), float(t_next - t))
+    for t, t_next in pairwise(time_grid.tolist()):
+        x_t = step(x_t, y, t, t_next - t)
     return x_t

@@ -37,16 +37,21 @@ class CropDataset(Dataset[Sample]):
         length: number of samples.
         seed: of all of them.
         scale_jitter: the condition is multiplied by a factor drawn from 1 +- this, as scans differ in foreground.
+        time_power: t has the density (1 - t)^time_power; 0 is uniform. With 2 the velocity's squared error of an x_1
+            prediction weighs the errors of x_1 alike at every t, which serves few Euler steps.
 
     Raises:
         InputRefused: no slice of the pairs holds signal.
     """
 
-    def __init__(self, pairs: Sequence[WorkingPair], *, crop: int, length: int, seed: int, scale_jitter: float) -> None:
+    def __init__(
+        self, pairs: Sequence[WorkingPair], *, crop: int, length: int, seed: int, scale_jitter: float, time_power: float
+    ) -> None:
         self.crop = crop
         self.length = length
         self.seed = seed
         self.scale_jitter = scale_jitter
+        self.time_power = time_power
         self.stacks = [
             stack for pair in pairs for normal in plane_normals(pair.thick_axis) for stack in _stack(pair, normal)
         ]
@@ -73,7 +78,7 @@ class CropDataset(Dataset[Sample]):
             "x_0": torch.from_numpy(x_0)[None],
             "x_1": torch.from_numpy(x_1.copy())[None],
             "y": torch.from_numpy(y.copy())[None],
-            "t": torch.tensor(rng.random(dtype=np.float32)),
+            "t": torch.tensor(np.float32(1 - (1 - rng.random()) ** (1 / (1 + self.time_power)))),
         }
 
     def _crop(

@@ -34,6 +34,8 @@ class TrainingSettings:
     ema_decay: float = _setting(0.999, "Decay of the averaged weights.")
     gradient_clip: float = _setting(1.0, "Largest norm of the gradient.")
     scale_jitter: float = _setting(0.1, "Random relative change of the condition's scale.")
+    time_power: float = _setting(0.0, "Times are drawn with density (1 - t)^power; 0 is uniform.")
+    initial: str = _setting("", "Run whose averaged weights the network starts from; empty for fresh ones.")
     voxel_size: float = _setting(1.0, "Voxel size of the working grid, mm.")
     precision: str = _setting("bf16-mixed", "Arithmetic of the training step.")
     epoch_steps: int = _setting(250, "Steps between checkpoints.")
@@ -70,7 +72,7 @@ class TrainingSettings:
         write_text(run / CONFIGURATION, render(self))
 
     @classmethod
-    def load(cls, path: Path, **changes: object) -> "TrainingSettings":
+    def load(cls, path: Path, **changes: Any) -> "TrainingSettings":
         """Read a config.json.
 
         Raises:

@@ -9,16 +9,25 @@ RUN/logs/              CSV and TensorBoard
 """
 
 import logging
+import math
+import signal
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, WeightAveraging
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
-from lfmri_runtime.contract import Processing, render
+from lfmri_runtime.contract import render
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.files import atomic_write, write_json, write_text
 from lfmri_trainer.dataset import CountingSampler, CropDataset, Sample, SliceDataset
@@ -26,13 +35,12 @@ from lfmri_trainer.module import FlowModule, exponential_average
 from lfmri_trainer.network.presets import PRESETS
 from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
+from lfmri_trainer.weights import WEIGHTS, load_weights
 from lfmri_trainer.working import learn_processing, working_pairs
 
-logger = logging.getLogger(__name__)
-
 PROCESSING = "processing.json"
-WEIGHTS = "weights.npz"
 SUMMARY = "summary.json"
+CHECKPOINT = "checkpoints/last.ckpt"
 
 
 def train(settings: TrainingSettings, run: Path, *, resume: bool = False) -> None:
@@ -43,49 +51,83 @@ def train(settings: TrainingSettings, run: Path, *, resume: bool = False) -> Non
         InputRefused: pairs that cannot be used, or nothing to resume from.
     """
     settings.check()
-    checkpoint = run / "checkpoints" / "last.ckpt"
+    checkpoint = run / CHECKPOINT
     if resume and not checkpoint.is_file():
         raise InputRefused(f"{checkpoint} not found; expected a run that has reached its first checkpoint")
     if not resume and checkpoint.exists():
         raise UsageError(f"{run} already holds a run; go on with --resume {run}, or choose another --run")
-    pl.seed_everything(settings.seed, verbose=False)
-    module, data = FlowModule(settings), PairsData(settings)
-    data.setup("fit")
-    if data.rank == 0:
-        run.mkdir(parents=True, exist_ok=True)
-        settings.save(run)
-        write_text(run / PROCESSING, render(data.processing))
-    trainer = _trainer(settings, run, data)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if resume else None, weights_only=True)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # below that it advertises
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)  # hints about numbers of workers and logging intervals
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # so it is when resuming
+        warnings.filterwarnings("ignore", "The dirpath has changed")  # the run folder was moved, which is allowed
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
+        pl.seed_everything(settings.seed, verbose=False)
+        module, data = FlowModule(settings), PairsData(settings)
+        if settings.initial:
+            load_weights(module.network, Path(settings.initial))
+        trainer = _trainer(settings, run, data)
+        if trainer.is_global_zero:
+            run.mkdir(parents=True, exist_ok=True)
+            settings.save(run)
+            write_text(run / PROCESSING, render(data.processing))
+        _fit(trainer, module, data, checkpoint if resume else None)
+
+
+def _fit(trainer: pl.Trainer, module: FlowModule, data: "PairsData", checkpoint: Path | None) -> None:
+    """Train; an interrupt leaves by its own exception and a termination by its own exit code, as in any program."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 class PairsData(pl.LightningDataModule):
-    """Loaders of random crops for training and of whole slices for validation."""
+    """Loaders of random crops for training and of whole slices for validation.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        InputRefused: the table or a volume cannot be used, or there is no training pair.
+    """
 
     def __init__(self, settings: TrainingSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.rank, self.world = 0, settings.devices * settings.nodes
-
-    def setup(self, stage: str) -> None:
-        """Read the table, learn the intensity standards, open the arrays."""
-        s, folder = self.settings, Path(self.settings.pairs)
+        folder = Path(settings.pairs)
         rows = read_pairs(folder)
-        self.multiple = PRESETS[s.preset].multiple
-        self.processing: Processing = learn_processing(folder, rows, voxel_size=s.voxel_size, multiple=self.multiple)
-        opened = working_pairs(folder, [r for r in rows if r.split != "test"], self.processing)
+        self.multiple = PRESETS[settings.preset].multiple
+        self.processing = learn_processing(folder, rows, voxel_size=settings.voxel_size, multiple=self.multiple)
+        opened = working_pairs(folder, [row for row in rows if row.split != "test"], self.processing)
         self.train_pairs = [pair for pair in opened if pair.parameters.split == "train"]
         self.validation_pairs = [pair for pair in opened if pair.parameters.split == "validation"]
-        if self.trainer is not None:
-            self.rank = self.trainer.global_rank
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Crops, numbered on through the epochs."""
-        s = self.settings
-        per_epoch = s.batch * min(s.epoch_steps, s.max_steps)
-        dataset = CropDataset(self.train_pairs, crop=s.crop, length=per_epoch, seed=s.seed, scale_jitter=s.scale_jitter)
-        batch = s.batch // self.world
-        sampler = CountingSampler(per_epoch=per_epoch, batch=batch, rank=self.rank, world=self.world)
+        """Crops, numbered by the step that takes them."""
+        s, trainer = self.settings, self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        steps, batch = min(s.epoch_steps, s.max_steps), s.batch // world
+        dataset = CropDataset(
+            self.train_pairs,
+            crop=s.crop,
+            length=s.max_steps * s.batch,
+            seed=s.seed,
+            scale_jitter=s.scale_jitter,
+            time_power=s.time_power,
+        )
+        sampler = CountingSampler(
+            steps_done=lambda: trainer.global_step if trainer is not None else 0,
+            steps=steps,
+            batch=batch,
+            rank=rank,
+            world=world,
+        )
         return DataLoader(
             dataset, batch_size=batch, sampler=sampler, num_workers=s.workers, persistent_workers=s.workers > 0
         )
@@ -97,6 +139,22 @@ class PairsData(pl.LightningDataModule):
         s = self.settings
         dataset = SliceDataset(self.validation_pairs, count=s.validation_slices, multiple=self.multiple, seed=s.seed)
         return DataLoader(dataset, batch_size=1)
+
+
+class LastStep(Callback):
+    """Stops after the last step, also in the middle of an epoch.
+
+    Trainer(max_steps=...) would do the same, but a run with it does not take up a checkpoint where it was left:
+    Lightning 2.6 then counts a finished epoch as unfinished and skips or repeats batches of the next one.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """The epoch's end that follows leaves a checkpoint as every epoch's end does."""
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
 
 
 class RunRecorder(Callback):
@@ -138,28 +196,85 @@ class RunRecorder(Callback):
         }
 
 
+class StepBar(ProgressBar):
+    """Steps done of all steps, with the last loss and scores, on stderr; nothing where stderr is not a terminal."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.console = Console(stderr=True)
+        self.drawn = self.console.is_terminal
+        self.bar: Progress | None = None
+
+    def disable(self) -> None:
+        """Lightning calls it on all processes but the first."""
+        self.drawn = False
+
+    def enable(self) -> None:
+        """The opposite."""
+        self.drawn = self.console.is_terminal
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin where the run was left."""
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self.bar = Progress(*columns, console=self.console, disable=not self.drawn)
+        self.bar.add_task("", total=self.steps, completed=trainer.global_step)
+        self.bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Move on by one step."""
+        if self.bar is not None:
+            logged = trainer.progress_bar_metrics.items()
+            text = "  ".join(f"{name.rpartition('/')[2]} {value:.4g}" for name, value in logged)
+            self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, description=text)
+
+    def on_train_end(self, *_: Any) -> None:
+        """Leave the terminal as it was."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def on_exception(self, *_: Any) -> None:
+        """The same after an error or an interrupt."""
+        self.on_train_end()
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one and renames it, so that a killed run keeps one of the two."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Lightning's own goes by way of the system's temporary folder, which may lie on another disk."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
 def _trainer(settings: TrainingSettings, run: Path, data: PairsData) -> pl.Trainer:
-    world = settings.devices * settings.nodes
+    folder, last = (run / CHECKPOINT).parent, (run / CHECKPOINT).stem
     callbacks: list[Callback] = [
         WeightAveraging(avg_fn=exponential_average(settings.ema_decay)),
         RunRecorder(run, settings, data),
-        ModelCheckpoint(run / "checkpoints", filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
-        RichProgressBar(),
+        LastStep(settings.max_steps),
+        ModelCheckpoint(
+            folder, filename=last, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+        ),
+        StepBar(settings.max_steps),
     ]
     return pl.Trainer(
         accelerator="auto",
         devices=settings.devices,
         num_nodes=settings.nodes,
-        strategy="ddp" if world > 1 else "auto",
-        precision=settings.precision,  # type: ignore[arg-type]
-        max_steps=settings.max_steps,
+        strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
+        precision=cast(Literal["bf16-mixed", "32-true"], settings.precision),
+        max_epochs=math.ceil(settings.max_steps / settings.epoch_steps),
         check_val_every_n_epoch=settings.validate_every,
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if data.validation_pairs else 0,
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         logger=[CSVLogger(run / "logs", name="csv"), TensorBoardLogger(run / "logs", name="tensorboard")],
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, settings.epoch_steps),
         use_distributed_sampler=False,
         enable_model_summary=False,
     )

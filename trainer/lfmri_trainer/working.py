@@ -93,7 +93,7 @@ def working_pairs(
 
 def _condition(folder: Path, pair: PairParameters, processing: Processing) -> NDArray[np.float32]:
     data, affine = read_volume(low_path(folder, pair))
-    grid = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)  # type: ignore[arg-type]
+    grid = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)
     scale = processing.low_field.scale_of(data)
     return processing.low_field.apply(grid.regrid(data), scale)
 
@@ -103,7 +103,7 @@ def _target(folder: Path, pair: PairParameters, processing: Processing) -> NDArr
     brain, mask = _brain(folder, pair.subject)
     volume, affine = read_volume(subject_path(folder, pair.subject, _kind(folder, pair)))
     standard = processing.high_field.apply(volume, mask)
-    grid = WorkingGrid.of_scan(brain.shape, affine, voxel_size=processing.voxel_size)  # type: ignore[arg-type]
+    grid = WorkingGrid.of_scan(brain.shape, affine, voxel_size=processing.voxel_size)
     return np.clip(grid.regrid(standard), 0, processing.high_field.limit)
 
 

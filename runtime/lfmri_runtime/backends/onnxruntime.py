@@ -13,6 +13,8 @@ Float32Array = NDArray[np.float32]
 
 #: Errors and worse; warnings of the library are not the user's.
 LOG_ERRORS = 3
+#: The contract's names of the library's types.
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 
 
 class OnnxRuntimeStep:
@@ -42,8 +44,9 @@ class OnnxRuntimeStep:
             raise BundleRefused(f"{bundle.path / STEP} cannot be loaded ({reason}); export the bundle again") from None
         self.precision = bundle.contract.precision
         self.seconds = 0.0
-        found = [argument.name for argument in (*self._session.get_inputs(), *self._session.get_outputs())]
-        expected = [spec.name for spec in (*bundle.contract.inputs, *bundle.contract.outputs)]
+        arguments = (*self._session.get_inputs(), *self._session.get_outputs())
+        found = [(a.name, TYPES.get(a.type, a.type), tuple(map(str, a.shape))) for a in arguments]
+        expected = [(s.name, s.dtype, s.shape) for s in (*bundle.contract.inputs, *bundle.contract.outputs)]
         if found != expected:
             raise BundleRefused(
                 f"{bundle.path / STEP} has the arrays {found}; its contract says {expected}: export it again"

@@ -1,6 +1,7 @@
 """The time-conditioned U-Net of the paper (section 2.2, Fig. 2), in the two published-count configurations."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,20 @@ class UNetConfiguration:
         return int(2 ** (len(self.widths) - 1))
 
 
+class Level(nn.ModuleList):
+    """The residual blocks of one level, one after the other."""
+
+    def __init__(self, in_channels: int, width: int, time_width: int) -> None:
+        channels = (in_channels, *[width] * BLOCKS_PER_LEVEL)
+        super().__init__(ResidualBlock(before, after, time_width) for before, after in pairwise(channels))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(batch, in_channels, h, w) and (batch, time_width) -> (batch, width, h, w)."""
+        for block in self:
+            x = block(x, time)
+        return x
+
+
 class UNet(nn.Module):
     """(x_t, y, t) -> the network's raw output, read as x_1 or as the velocity (lfmri_trainer.flow)."""
 
@@ -57,7 +72,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.downsamples.append(Downsample(channels, width))
                 channels = width
-            self.encoder.append(_level(channels, width, time))
+            self.encoder.append(Level(channels, width, time))
             channels = width
         self.bottleneck = nn.ModuleList([BottleneckTransformer(channels)])
         if configuration.bottleneck_blocks:
@@ -68,7 +83,7 @@ class UNet(nn.Module):
         for width in reversed(widths[:-1]):
             raised = width if configuration.widening_upsample else channels
             self.upsamples.append(Upsample(channels, raised))
-            self.decoder.append(_level(raised + width, width, time))
+            self.decoder.append(Level(raised + width, width, time))
             channels = width
         if configuration.normalised_output:
             self.output: nn.Module = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.Conv2d(channels, 1, 1))
@@ -94,22 +109,13 @@ class UNet(nn.Module):
             if level > 0:
                 skips.append(hidden)
                 hidden = self.downsamples[level - 1](hidden)
-            for block in blocks:
-                hidden = block(hidden, time)
+            hidden = blocks(hidden, time)
         for module in self.bottleneck:
             hidden = module(hidden, time) if isinstance(module, ResidualBlock) else module(hidden)
         for upsample, blocks in zip(self.upsamples, self.decoder, strict=True):
-            hidden = torch.cat([upsample(hidden), skips.pop()], dim=1)
-            for block in blocks:
-                hidden = block(hidden, time)
+            hidden = blocks(torch.cat([upsample(hidden), skips.pop()], dim=1), time)
         result: Tensor = self.output(hidden)
         return result
-
-
-def _level(in_channels: int, width: int, time_width: int) -> nn.ModuleList:
-    first = ResidualBlock(in_channels, width, time_width)
-    rest = [ResidualBlock(width, width, time_width) for _ in range(BLOCKS_PER_LEVEL - 1)]
-    return nn.ModuleList([first, *rest])
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -1,0 +1,5 @@
+"""`python -m lfmri`."""
+
+from lfmri.cli import main
+
+main()

@@ -1,0 +1,93 @@
+"""The commands of README and docs, typed as they stand, in the order in which a reader meets them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import nilearn
+import numpy as np
+import pytest
+
+from lfmri.cli import cli
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
+#: The centre of the template: enough anatomy for every command, little enough for a test.
+BOX = (slice(50, 146), slice(70, 166), slice(60, 124))
+PAGES = ("docs/researchers.md", "docs/engineers.md", "README.md", "docs/users.md")
+#: A reader trains for hours; the test only needs the run to exist.
+SHORTENED = {"--max-steps 20000": "--max-steps 2 --crop 32 --precision 32-true"}
+
+
+def commands(page: str) -> list[str]:
+    """The lines of a page's sh blocks; make's targets have tests of their own (test_fresh.py, and CI itself)."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("make ")]
+
+
+def run(command: str | list[str], folder: Path) -> None:
+    words = shlex.split(command) if isinstance(command, str) else command
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages take for granted: subjects, and a scan with its reference and mask."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("one", "two"):
+        subject = folder / "subjects" / name
+        subject.mkdir(parents=True)
+        for kind, target in (("t1", "T1w_brain"), ("gm", "GM"), ("wm", "WM")):
+            image = nib.Nifti1Image.from_filename(TEMPLATE / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
+            image.slicer[BOX].to_filename(subject / f"{target}.nii.gz")
+    image = nib.Nifti1Image.from_filename(TEMPLATE / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz").slicer[BOX]
+    data = np.asarray(image.dataobj, dtype=np.float32)[:56, :64, :49]
+    thick = image.affine @ np.diag([1.0, 1, 4, 1])
+    for name, voxels, affine in (
+        ("scan", data[..., ::4], thick),
+        ("second", data[::-1, :, ::4], thick),
+        ("reference", data, image.affine),
+        ("mask", (data > 20).astype(np.float32), image.affine),
+    ):
+        nib.Nifti1Image(voxels.astype(np.int16), affine).to_filename(folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_every_command_in_the_pages_runs_as_it_stands(reader: Path) -> None:
+    for page in PAGES:
+        for command in commands(page):
+            for long, short in SHORTENED.items():
+                command = command.replace(long, short)  # noqa: PLW2901 - the shortened command is the one that runs
+            run(command, reader)
+    for left in ("pairs/pairs.csv", "again/weights.npz", "bundle/contract.json", "report.html", "scores.csv", "std.nii.gz"):
+        assert (reader / left).stat().st_size > 0, left
+    assert {p.name for p in (reader / "enhanced").glob("*.nii.gz")} == {"scan.nii.gz", "second.nii.gz"}
+
+
+def test_the_python_of_the_engineers_page_runs(reader: Path) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/engineers.md").read_text(), re.MULTILINE | re.DOTALL)
+    (reader / "enhanced.nii.gz").unlink(missing_ok=True)
+    run([sys.executable, "-c", block], reader)
+    assert (reader / "enhanced.nii.gz").stat().st_size > 0
+
+
+def test_every_subcommand_has_help_and_stands_in_the_pages() -> None:
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    for name, command in cli.commands.items():
+        assert command.help, name
+        assert f"lfmri {name}" in text or f"make {name}" in text, name
+
+
+def test_the_pages_link_only_to_what_is_there() -> None:
+    for page in (*PAGES, "docs/architecture.md", "docs/scores.md"):
+        path = ROOT / page
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert target.startswith("https://") or (path.parent / target).exists(), f"{page}: {target}"

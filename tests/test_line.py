@@ -1,0 +1,85 @@
+"""The whole line on nilearn's MNI152 volume, as a user would type it: simulate, train, export, enhance, evaluate."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nilearn
+import numpy as np
+import pytest
+
+from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.volume import read_scan
+
+TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
+
+
+def lfmri(*arguments: object) -> str:
+    """Run the command line in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lfmri", *map(str, arguments)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the five commands have run one after the other."""
+    root = tmp_path_factory.mktemp("line")
+    subject = root / "subjects" / "mni152"
+    subject.mkdir(parents=True)
+    for kind, name in (("t1", "T1w_brain"), ("gm", "GM"), ("wm", "WM")):
+        shutil.copy(TEMPLATE / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz", subject / f"{name}.nii.gz")
+    lfmri("simulate", "--subjects", root / "subjects", "--out", root / "pairs", "--preset", "siqt-k4", "--workers", 1)
+    lfmri(
+        *("train", "--pairs", root / "pairs", "--run", root / "run", "--max-steps", 50, "--crop", 64),
+        *("--learning-rate", 1e-3, "--preset", "iqt-cfm-edge"),
+    )
+    lfmri("export", root / "run", "--out", root / "bundle")
+    scan = root / "pairs" / "pairs" / "mni152_siqt-k4_000" / "low.nii.gz"
+    lfmri("enhance", scan, "-o", root / "enhanced.nii.gz", "--bundle", root / "bundle", "--report", root / "report.html")
+    subject_folder = root / "pairs" / "subjects" / "mni152"
+    lfmri(
+        *("evaluate", root / "enhanced.nii.gz", subject_folder / "brain.nii.gz", "--mask", subject_folder / "mask.nii.gz"),
+        *("--input", scan, "--json", root / "scores.json", "--csv", root / "scores.csv"),
+    )
+    return root
+
+
+def test_the_bundle_is_verified_and_says_what_it_was_trained_on(line: Path) -> None:
+    contract = open_bundle(line / "bundle").contract
+    assert contract.parameters == 5_253_249
+    assert contract.precision == "float16"
+    assert contract.training["training_subjects"] == ["mni152"]
+    assert contract.training["steps"] == 50
+    assert {row["steps"] for row in contract.training["parity"]} == {1, 2, 5, 10}
+    assert min(row["psnr"] for row in contract.training["parity"]) >= 60
+
+
+def test_the_enhanced_scan_lies_on_the_subjects_voxels(line: Path) -> None:
+    enhanced = read_scan(line / "enhanced.nii.gz")
+    subject = read_scan(line / "pairs" / "subjects" / "mni152" / "brain.nii.gz")
+    np.testing.assert_allclose(enhanced.affine, subject.affine, atol=1e-4)
+    assert enhanced.data.shape[:2] == subject.data.shape[:2]
+    assert subject.data.shape[2] - 4 < enhanced.data.shape[2] <= subject.data.shape[2]
+
+
+def test_fifty_steps_already_learn_the_contrast(line: Path) -> None:
+    """The little that fifty steps teach must come through the whole line: better than noise by far."""
+    scores = json.loads((line / "scores.json").read_text())
+    text = json.dumps(scores)
+    assert "interpolation" in text
+    assert "enhanced" in text
+    image = read_scan(line / "enhanced.nii.gz").data
+    truth = read_scan(line / "pairs" / "subjects" / "mni152" / "brain.nii.gz").data[..., : image.shape[2]]
+    assert np.corrcoef(image[::2, ::2, ::2].ravel(), truth[::2, ::2, ::2].ravel())[0, 1] > 0.8
+
+
+def test_the_page_and_the_table_are_there(line: Path) -> None:
+    assert (line / "report.html").stat().st_size > 100_000
+    assert (line / "scores.csv").read_text().count("\n") > 100
