@@ -219,7 +219,11 @@ def test_the_sidecar_lies_beside_the_scan(name: str, expected: str) -> None:
     assert sidecar_path(Path("folder") / name) == Path("folder") / expected
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "x" * (1 << 21), "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "[" * 100_000, f'{{"a": "{"x" * (1 << 20)}"}}', "\udcff"],
+    ids=["half", "list", "deep", "large", "no UTF-8"],
+)
 def test_a_sidecar_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text, errors="surrogateescape")
     with pytest.raises(InputRefused, match=r"a\.json: .*expected the sidecar that `lfmri enhance` wrote") as caught:

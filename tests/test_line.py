@@ -21,7 +21,11 @@ def lfmri(*arguments: object) -> str:
     """Run the command line in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-m", "lfmri", *map(str, arguments)], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-m", "lfmri", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -42,10 +46,18 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     lfmri("export", root / "run", "--out", root / "bundle")
     scan = root / "pairs" / "pairs" / "mni152_siqt-k4_000" / "low.nii.gz"
-    lfmri("enhance", scan, "-o", root / "enhanced.nii.gz", "--bundle", root / "bundle", "--report", root / "report.html")
+    lfmri(
+        "enhance", scan, "-o", root / "enhanced.nii.gz", "--bundle", root / "bundle", "--report", root / "report.html"
+    )
     subject_folder = root / "pairs" / "subjects" / "mni152"
     lfmri(
-        *("evaluate", root / "enhanced.nii.gz", subject_folder / "brain.nii.gz", "--mask", subject_folder / "mask.nii.gz"),
+        *(
+            "evaluate",
+            root / "enhanced.nii.gz",
+            subject_folder / "brain.nii.gz",
+            "--mask",
+            subject_folder / "mask.nii.gz",
+        ),
         *("--input", scan, "--json", root / "scores.json", "--csv", root / "scores.csv"),
     )
     return root
@@ -70,7 +82,7 @@ def test_the_enhanced_scan_lies_on_the_subjects_voxels(line: Path) -> None:
 
 
 def test_fifty_steps_already_learn_the_contrast(line: Path) -> None:
-    """The little that fifty steps teach must come through the whole line: better than noise by far."""
+    """The little that fifty steps teach must come through the whole line, far above noise."""
     scores = json.loads((line / "scores.json").read_text())
     text = json.dumps(scores)
     assert "interpolation" in text

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,8 +323,8 @@ def test_a_run_resumes_after_its_folder_was_moved(settings: TrainingSettings, ru
     assert not (tmp_path / "before").exists()
 
 
-def test_resuming_a_finished_run_changes_nothing(settings: TrainingSettings, tmp_path: Path) -> None:
-    train(settings, tmp_path / "run")
+def test_resuming_a_finished_run_changes_nothing(settings: TrainingSettings, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
     before = weights_of(tmp_path / "run")
     with watching() as seen:
         train(settings, tmp_path / "run", resume=True)
@@ -458,13 +459,13 @@ def test_a_terminated_run_goes_on_from_its_last_checkpoint(pairs: Path, script: 
     config = save(tiny_settings(pairs, max_steps=10_000, epoch_steps=1, validate_every=10_000), tmp_path / "config")
     process = start(script, config, run)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not last.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert last.exists(), "the run has reached its first checkpoint"
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        output = finish(process, timeout=60)
+        output = finish(process, timeout=120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -483,7 +484,7 @@ def test_two_processes_train_what_one_trains(pairs: Path, script: Path, tmp_path
     train(tiny_settings(pairs, **changes), tmp_path / "one")
     config = save(tiny_settings(pairs, devices=2, **changes), tmp_path / "config")
     process = start(script, config, tmp_path / "two")
-    output = finish(process, timeout=120)
+    output = finish(process, timeout=400)
     assert process.returncode == 0, output
     assert output == "", "the terminal is told nothing but progress, and nothing where it is none"
     one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")

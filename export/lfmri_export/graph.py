@@ -1,5 +1,6 @@
 """The step graph: one Euler step of a trained network as ONNX, opset 20, dynamic batch and sides."""
 
+import copy
 import io
 import logging
 import warnings
@@ -20,8 +21,9 @@ EXAMPLE_MULTIPLES = (4, 6)
 
 def half_weights(network: UNet) -> UNet:
     """Convert a network to float16 in place; its time embedding stays in float32, where half precision would lose."""
+    exact = copy.deepcopy(network.time_embedding)
     network.half()
-    network.time_embedding.float()
+    network.time_embedding = exact
     return network
 
 

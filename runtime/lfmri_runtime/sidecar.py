@@ -41,7 +41,7 @@ class Intensity:
 def sidecar_path(scan: Path) -> Path:
     """The sidecar of an image file: its name with .json in place of the image's suffix."""
     name = scan.name
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+    for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
             break
