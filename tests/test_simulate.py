@@ -11,7 +11,7 @@ import pytest
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.simulation.pairs import low_path, read_pairs, read_volume, subject_path, write_pairs
-from lfmri_trainer.simulation.simulate import SimulationSettings, plan, simulate_folder
+from lfmri_trainer.simulation.simulate import SimulationSettings, _splits, plan, simulate_folder
 from lfmri_trainer.subjects import Subject
 
 from .phantom import phantom, save_subject
@@ -307,3 +307,12 @@ def test_what_is_no_table_is_refused(content: bytes, table: Path) -> None:
     (table / "pairs.csv").write_bytes(content)
     with pytest.raises(InputRefused, match="not a table"):
         read_pairs(table)
+
+
+def test_the_sessions_of_one_person_stay_in_one_split() -> None:
+    names = [f"sub-{person}_ses-{session}" for person in range(6) for session in (1, 2)]
+    for seed in range(10):
+        splits = _splits(names, replace(SETTINGS, validation=0.5, seed=seed, test_subjects=("sub-5",)))
+        assert all(splits[f"sub-{person}_ses-1"] == splits[f"sub-{person}_ses-2"] for person in range(6))
+        assert splits["sub-5_ses-2"] == "test"
+        assert set(splits.values()) == {"train", "validation", "test"}

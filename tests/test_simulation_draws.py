@@ -28,7 +28,7 @@ PRECISION = np.linalg.inv(np.asarray(T1W_COVARIANCE))
 
 def draw(**changes: Any) -> PairParameters:
     given: dict[str, Any] = {"preset": "siqt-k4", "subject": "anna", "split": "train", "thick_axis": "S"}
-    given |= {"fixed": "GM", "voxel_size": 0.7, "index": 0, "seed": 0}
+    given |= {"fixed": "GM", "voxel_sizes": (0.7, 0.7, 0.7), "index": 0, "seed": 0}
     return draw_pair(**(given | changes))
 
 
@@ -184,6 +184,6 @@ def test_ultra_low_field_slices_have_no_gap_and_a_head(ultra_low_field: list[Pai
 
 
 def test_ultra_low_field_spacing_is_in_mm_whatever_the_voxels() -> None:
-    fine, coarse = (draw(preset="ultra-low-field", voxel_size=size) for size in (0.5, 1.0))
+    fine, coarse = (draw(preset="ultra-low-field", voxel_sizes=(3.0, 3.0, size)) for size in (0.5, 1.0))
     assert fine.spacing == pytest.approx(2 * coarse.spacing, abs=2e-6)
     assert (fine.in_plane, fine.snr_wm, fine.seed) == (coarse.in_plane, coarse.snr_wm, coarse.seed)

@@ -22,6 +22,8 @@ Progress = Callable[[int, int], None]
 BATCH = 4
 #: More Euler steps or samples than this are a typing error.
 MAX_STEPS = 1000
+#: Longer seeds would share their upper half with the number of the sample.
+SEEDS = 2**32
 GRIDS = ("isotropic", "input")
 THICK_AXES = ("auto", *AXES, "none")
 
@@ -227,8 +229,8 @@ def _check(*, steps: int, samples: int, seed: int, grid: str, thick_axis: str) -
     for name, value in (("--steps", steps), ("--samples", samples)):
         if not 1 <= value <= MAX_STEPS:
             raise UsageError(f"{name} is {value}; expected 1 to {MAX_STEPS}")
-    if seed < 0:
-        raise UsageError(f"--seed is {seed}; expected a number of at least 0")
+    if not 0 <= seed < SEEDS:
+        raise UsageError(f"--seed is {seed}; expected 0 to {SEEDS - 1}")
     for name, text, allowed in (("--grid", grid, GRIDS), ("--thick-axis", thick_axis, THICK_AXES)):
         if text not in allowed:
             raise UsageError(f"{name} is {text!r}; expected one of {', '.join(allowed)}")

@@ -8,6 +8,7 @@ which noise a voxel gets.
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.random import Generator, Philox, SeedSequence  # now: an interrupt in the midst of its import gets lost
 from numpy.typing import NDArray
 
 Float32Array = NDArray[np.float32]
@@ -49,5 +50,5 @@ def batches(count: int, size: int) -> Iterator[slice]:
 
 def noise_volume(shape: tuple[int, ...], *, seed: int, sample: int) -> Float32Array:
     """x_0 ~ N(0, I) of one sample, by the counter-based generator Philox (Salmon et al. 2011)."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, sample])))
+    generator = Generator(Philox(SeedSequence([seed, sample])))
     return generator.standard_normal(shape, dtype=np.float32)

@@ -63,7 +63,15 @@ class PairParameters:
 
 
 def draw_pair(
-    *, preset: str, subject: str, split: str, thick_axis: str, fixed: str, voxel_size: float, index: int, seed: int
+    *,
+    preset: str,
+    subject: str,
+    split: str,
+    thick_axis: str,
+    fixed: str,
+    voxel_sizes: tuple[float, float, float],
+    index: int,
+    seed: int,
 ) -> PairParameters:
     """Draw the parameters of one pair.
 
@@ -73,19 +81,20 @@ def draw_pair(
         split: train, validation or test.
         thick_axis: R, A, S, or random.
         fixed: WM or GM.
-        voxel_size: of the subject along the thick axis, mm (the ultra-low-field preset draws in mm).
+        voxel_sizes: of the subject in RAS order, mm (the ultra-low-field preset draws in mm).
         index: counts the draws of one subject and preset.
         seed: of the whole simulation; with the arguments above it determines the pair.
     """
     identity = f"{subject}|{preset}|{index}"
     key = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, key])))
-    axis = str(rng.choice(list(AXES)))
+    drawn_axis = str(rng.choice(list(AXES)))
+    axis = drawn_axis if thick_axis == "random" else thick_axis
     chosen = PRESETS[preset]
     values = (
         _draw_siqt(rng, chosen)
         if chosen.ultra_low_field is None
-        else _draw_ultra_low_field(rng, chosen.ultra_low_field, voxel_size)
+        else _draw_ultra_low_field(rng, chosen.ultra_low_field, voxel_sizes[AXES.index(axis)])
     )
     snr = np.array([values["snr_wm"], values["snr_gm"]])
     return PairParameters(
@@ -93,7 +102,7 @@ def draw_pair(
         subject=subject,
         split=split,
         preset=preset,
-        thick_axis=axis if thick_axis == "random" else thick_axis,
+        thick_axis=axis,
         fixed=fixed,
         distance=round(float(mahalanobis(snr)), 6),
         seed=int(rng.integers(2**31)),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lfmri_runtime.errors import InputRefused, UsageError
-from lfmri_runtime.geometry import AXES
+from lfmri_runtime.geometry import voxel_sizes
 from lfmri_trainer.simulation.draws import PairParameters, draw_pair
 from lfmri_trainer.simulation.pairs import (
     TABLE,
@@ -107,7 +107,7 @@ def plan(subjects: Sequence[Subject], settings: SimulationSettings) -> list[Pair
             split=splits[subject.name],
             thick_axis=settings.thick_axis,
             fixed=settings.fixed,
-            voxel_size=_voxel_size(subject),
+            voxel_sizes=_voxel_sizes(subject),
             index=index,
             seed=settings.seed,
         )
@@ -117,24 +117,32 @@ def plan(subjects: Sequence[Subject], settings: SimulationSettings) -> list[Pair
 
 
 def _splits(names: list[str], settings: SimulationSettings) -> dict[str, str]:
-    """Split by subject, never by slice: named ones first, then a seeded share of the rest."""
-    validation, test = set(settings.validation_subjects), set(settings.test_subjects)
+    """Split by person, never by session or slice: named ones first, then a seeded share of the rest."""
+    person = {name: name.partition("_ses-")[0] for name in names}
+    people = list(dict.fromkeys(person.values()))
+    validation, test = (_named(asked, person) for asked in (settings.validation_subjects, settings.test_subjects))
     if validation & test:
         raise UsageError(f"{', '.join(sorted(validation & test))} named for validation and for test; choose one")
-    named = {**dict.fromkeys(validation, "validation"), **dict.fromkeys(test, "test")}
-    unknown = sorted(set(named) - set(names))
+    rest = [name for name in people if name not in validation | test]
+    held_out = 0 if validation else int(len(rest) * settings.validation)
+    shuffled = [str(name) for name in np.random.default_rng(settings.seed).permutation(rest)]
+    validation |= set(shuffled[:held_out])
+    split = {name: "validation" if name in validation else "test" if name in test else "train" for name in people}
+    return {name: split[person[name]] for name in names}
+
+
+def _named(asked: tuple[str, ...], person: dict[str, str]) -> set[str]:
+    """The people of subjects that are named with or without a session."""
+    known = {**person, **{name: name for name in person.values()}}
+    unknown = sorted(set(asked) - set(known))
     if unknown:
-        raise UsageError(f"no subject named {', '.join(unknown)}; expected some of {', '.join(names)}")
-    rest = [name for name in names if name not in named]
-    held_out = 0 if settings.validation_subjects else int(len(rest) * settings.validation)
-    shuffled = np.random.default_rng(settings.seed).permutation(rest)
-    drawn = {str(name): "validation" if i < held_out else "train" for i, name in enumerate(shuffled)}
-    return {**drawn, **named}
+        raise UsageError(f"no subject named {', '.join(unknown)}; expected some of {', '.join(person)}")
+    return {known[name] for name in asked}
 
 
-def _voxel_size(subject: Subject) -> float:
-    image, _ = open_volume(subject.brain or subject.head)  # type: ignore[arg-type]
-    return float(min(image.header.get_zooms()[: len(AXES)]))
+def _voxel_sizes(subject: Subject) -> tuple[float, float, float]:
+    _, grid = open_volume(subject.brain or subject.head)  # type: ignore[arg-type]
+    return voxel_sizes(grid.affine)
 
 
 def _add_to_table(out: Path, planned: list[PairParameters]) -> None:
