@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
 #: The centre of the template: enough anatomy for every command, little enough for a test.
 BOX = (slice(50, 146), slice(70, 166), slice(60, 124))
+#: A smaller piece that holds brain and background.
+EDGE = (slice(16, 72), slice(70, 134), slice(60, 109))
 PAGES = ("docs/researchers.md", "docs/engineers.md", "README.md", "docs/users.md")
 #: A reader trains for hours; the test only needs the run to exist.
 SHORTENED = {"--max-steps 20000": "--max-steps 2 --crop 32 --precision 32-true"}
@@ -54,8 +56,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind, target in (("t1", "T1w_brain"), ("gm", "GM"), ("wm", "WM")):
             image = nib.Nifti1Image.from_filename(TEMPLATE / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
             image.slicer[BOX].to_filename(subject / f"{target}.nii.gz")
-    image = nib.Nifti1Image.from_filename(TEMPLATE / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz").slicer[BOX]
-    data = np.asarray(image.dataobj, dtype=np.float32)[:56, :64, :49]
+    image = nib.Nifti1Image.from_filename(TEMPLATE / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz").slicer[EDGE]
+    data = np.asarray(image.dataobj, dtype=np.float32)
     thick = image.affine @ np.diag([1.0, 1, 4, 1])
     for name, voxels, affine in (
         ("scan", data[..., ::4], thick),
