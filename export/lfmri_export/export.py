@@ -78,7 +78,7 @@ def export(
         inputs=inputs,
         outputs=outputs,
         processing=processing,
-        training={**_json(run / SUMMARY), "settings": _published(settings)},
+        training=_training(run, settings),
         intended_use=INTENDED_USE,
         files={},
     )
@@ -126,6 +126,11 @@ def _json(path: Path) -> Any:
         raise BundleRefused(f"{path}: {error}; expected the run that `lfmri train` made") from None
 
 
-def _published(settings: TrainingSettings) -> dict[str, Any]:
-    """The settings without paths of the training machine."""
-    return {key: value for key, value in asdict(settings).items() if key not in ("pairs", "initial")}
+def _training(run: Path, settings: TrainingSettings) -> dict[str, Any]:
+    """A run's summary and settings without paths of the training machine, and those of the run that it started from."""
+    published = {key: value for key, value in asdict(settings).items() if key not in ("pairs", "initial")}
+    training = {**_json(run / SUMMARY), "settings": published}
+    if settings.initial:
+        earlier = Path(settings.initial)
+        training["started_from"] = _training(earlier, TrainingSettings.load(earlier / CONFIGURATION))
+    return training
