@@ -18,10 +18,11 @@ lint: $(ENV)/ready
 	$(ENV)/bin/ruff format --check .
 	$(ENV)/bin/mypy
 
-# System programs and data that some tests talk to: a browser, and a brain with known LPIPS values.
+# System programs and data that some tests talk to: a browser, a brain with known LPIPS values, and a console's peers.
 peers:
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends chromium mricron-data
+	apt-get install --quiet=2 --yes --no-install-recommends chromium mricron-data \
+		dcmtk orthanc dicom3tools ismrmrd-tools dcm2niix nifti-bin iproute2 util-linux
 
 $(DEMO_ENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(DEMO_ENV)
@@ -31,7 +32,7 @@ $(DEMO_ENV)/ready: pyproject.toml
 $(ENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(ENV)
 	$(ENV)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=25.1'
-	$(ENV)/bin/pip install $(PIP_FLAGS) --editable '.[evaluate,train,export]' --group test --group lint
+	$(ENV)/bin/pip install $(PIP_FLAGS) --editable '.[evaluate,train,export,trt,openvino,mrd,dicom]' --group test --group lint
 	touch $@
 
 clean:
