@@ -5,12 +5,11 @@ Reading is strict: an unknown key, a missing key, a wrong type or a newer schema
 
 import dataclasses
 import json
-import math
-import types
-import typing
 from dataclasses import dataclass
 from typing import Any
 
+from lfmri_runtime import decoding
+from lfmri_runtime.decoding import Mismatch, shorten
 from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
 
@@ -118,11 +117,11 @@ def parse_contract(text: str) -> Contract:
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         hint = "update lfmri" if isinstance(schema, int) and schema > SCHEMA else "export the bundle again"
-        raise BundleRefused(f"contract.json has schema {_shorten(schema)}; this lfmri reads schema {SCHEMA}: {hint}")
+        raise BundleRefused(f"contract.json has schema {shorten(schema)}; this lfmri reads schema {SCHEMA}: {hint}")
     contract: Contract = decode(Contract, document, "contract.json")
     if contract.prediction not in PREDICTIONS:
         raise BundleRefused(
-            f"contract.json: prediction is {_shorten(contract.prediction)}; expected one of {', '.join(PREDICTIONS)}"
+            f"contract.json: prediction is {shorten(contract.prediction)}; expected one of {', '.join(PREDICTIONS)}"
         )
     return contract
 
@@ -133,52 +132,12 @@ def render(value: Any) -> str:
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """Build a dataclass, tuple, dict or scalar of type `kind` from JSON values, strictly.
+    """Build a part of the contract from JSON values, strictly.
 
     Raises:
         BundleRefused: naming the place, what was found and what was expected.
     """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    if origin is types.UnionType:
-        return None if value is None else decode(arguments[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) == len(value):
-            return tuple(decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return {key: decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float:
-        return _decode_number(value, where)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise BundleRefused(f"{where} is {_shorten(value)}; expected {getattr(kind, '__name__', kind)}: export it again")
-
-
-def _decode_number(value: object, where: str) -> float:
-    """Take a whole number for a float too, but neither a boolean nor what no finite float holds."""
     try:
-        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        number = math.inf
-    if math.isfinite(number):
-        return number
-    raise BundleRefused(f"{where} is {_shorten(value)}; expected a finite number: export it again")
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    expected = typing.get_type_hints(kind)
-    if not isinstance(value, dict):
-        raise BundleRefused(f"{where} is {_shorten(value)}; expected an object: export it again")
-    for key in [*(k for k in value if k not in expected), *(k for k in expected if k not in value)]:
-        state = "is not known" if key in value else "is missing"
-        raise BundleRefused(f"{where}: the key {_shorten(key)} {state}; expected {', '.join(expected)}")
-    return kind(**{key: decode(expected[key], item, f"{where}.{key}") for key, item in value.items()})
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        return decoding.decode(kind, value, where)
+    except Mismatch as error:
+        raise BundleRefused(f"{error}: export it again") from None
