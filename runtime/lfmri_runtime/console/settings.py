@@ -267,14 +267,13 @@ def settings_from(document: dict[str, Any], *, where: str) -> ConsoleSettings:
 
 def _over(defaults: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
     """Defaults replaced by what the document gives, table by table; tuples as the lists that `decode` takes."""
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
-    for key, value in document.items():
-        both_tables = isinstance(value, dict) and isinstance(plain.get(key), dict)
-        plain[key] = _over(plain[key], value) if both_tables else value
-    return {
-        key: _over(value, {}) if isinstance(value, dict) and key not in document else value
-        for key, value in plain.items()
-    }
+    merged = {**defaults, **document}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(merged[key], dict):
+            merged[key] = _over(default, merged[key])
+        elif isinstance(merged[key], tuple):
+            merged[key] = list(merged[key])
+    return merged
 
 
 def _check_port(name: str, port: int) -> None:

@@ -1,0 +1,72 @@
+"""`lfmri serve`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lfmri_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from lfmri_runtime.console.service import Service, Surface
+    from lfmri_runtime.console.settings import ConsoleSettings
+
+
+class Endpoint(click.ParamType):
+    """ADDRESS:PORT; an IPv6 address stands in brackets."""
+
+    name = "ADDRESS:PORT"
+
+    def convert(
+        self, value: str | tuple[str, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Split at the last colon."""
+        if isinstance(value, tuple):
+            return value
+        address, colon, port = value.rpartition(":")
+        if not colon or not address or not port.isdigit():
+            self.fail(f"{value!r} is no endpoint; expected ADDRESS:PORT, for example 127.0.0.1:9002", param, ctx)
+        return address.removeprefix("[").removesuffix("]"), int(port)
+
+
+@click.command()
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration in TOML; options given here win.")
+@click.option("--mrd", type=Endpoint(), help="Where the MRD server listens, 127.0.0.1:9002 for example.")
+@click.option("--health", type=Endpoint(), help="Where /live, /ready and /metrics answer.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Model to use.  [default: the built-in one]")
+@click.option("--beyond-loopback", is_flag=True, help="Allow addresses that other machines can reach.")
+def serve(
+    config: Path | None,
+    mrd: tuple[str, int] | None,
+    health: tuple[str, int] | None,
+    bundle: Path | None,
+    beyond_loopback: bool,
+) -> None:
+    """Serve scanner consoles until a signal ends it: an MRD server, a DICOM node, a watched folder.
+
+    SIGTERM lets the current scan finish or returns it to the spool.
+    """
+    from lfmri_runtime.console.service import Service
+    from lfmri_runtime.console.settings import ConsoleSettings, read_settings
+
+    settings = ConsoleSettings() if config is None else read_settings(config)
+    for table, endpoint in (("mrd", mrd), ("health", health)):
+        if endpoint is not None:
+            section = dataclasses.replace(getattr(settings, table), address=endpoint[0], port=endpoint[1])
+            settings = dataclasses.replace(settings, **{table: section})
+    if bundle is not None:
+        settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, bundle=str(bundle)))
+    if beyond_loopback:
+        settings = dataclasses.replace(settings, network=dataclasses.replace(settings.network, beyond_loopback=True))
+    settings.check()
+    if not (settings.mrd.port or settings.dicom.port or settings.folder.input):
+        raise UsageError("nothing to serve; expected --mrd, --dicom, or a configuration that names a port or a folder")
+    service = Service(settings)
+    service.run(surfaces_of(settings, service))
+
+
+def surfaces_of(settings: "ConsoleSettings", service: "Service") -> "list[Surface]":
+    """One surface for every section that asks for one."""
+    surfaces: list[Surface] = []
+    return surfaces
