@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.dicom.classic import slice_dataset
@@ -19,7 +19,7 @@ from lfmri_runtime.dicom.planes import planes_of
 from lfmri_runtime.dicom.series import Series
 from lfmri_runtime.dicom.target import ENHANCED, UNCERTAINTY, Product, Target
 from lfmri_runtime.enhancer import Enhanced
-from lfmri_runtime.errors import InputRefused, UsageError
+from lfmri_runtime.errors import UsageError
 from lfmri_runtime.files import atomic_write, check_writable
 
 DEFAULT_LABEL = "enhanced, lfmri"
@@ -111,7 +111,7 @@ def _encoded(dataset: Dataset) -> bytes:
     """A file of PS3.10; its meta information holds no time."""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.ImplementationClassUID = _IMPLEMENTATION
+    dataset.file_meta.ImplementationClassUID = UID(_IMPLEMENTATION)
     dataset.file_meta.ImplementationVersionName = f"LFMRI {version('lfmri')}"[:16]
     stream = BytesIO()
     dataset.save_as(stream, enforce_file_format=True)

@@ -37,7 +37,7 @@ def recipe(bundle: Bundle, report: dict[str, Any], *, label: str) -> tuple[str, 
 
 
 def equipment(bundle: Bundle) -> Dataset:
-    """The item that is appended to ContributingEquipmentSequence, C.12.1.1.5; without a time, so that a retry agrees."""
+    """The item that is appended to ContributingEquipmentSequence, C.12.1.1.5; no time, so that a retry agrees."""
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = code(*PROCESSING_EQUIPMENT)
     item.Manufacturer = MAKER
@@ -50,5 +50,6 @@ def equipment(bundle: Bundle) -> Dataset:
 def is_ours(dataset: Any) -> bool:
     """Whether we are among the equipment of an image: our own output is never enhanced again."""
     return any(
-        str(item.get("Manufacturer") or "").strip() == MAKER for item in dataset.get("ContributingEquipmentSequence") or []
+        str(item.get("Manufacturer") or "").strip() == MAKER
+        for item in dataset.get("ContributingEquipmentSequence") or []
     )

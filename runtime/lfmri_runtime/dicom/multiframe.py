@@ -7,14 +7,12 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from lfmri_runtime.dicom.classic import plane
-from lfmri_runtime.dicom.target import Target, kept, storage_class
+from lfmri_runtime.dicom.target import Target, storage_class
 
 #: Groups that are the same for all frames of a derived series; each with its elements.
 _MEASURES = ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
 #: Groups that are made anew, or that speak of the source's pixels.
-_REPLACED = (
-    "FrameVOILUTSequence", "PixelValueTransformationSequence", "DerivationImageSequence", "RealWorldValueMappingSequence",
-)  # fmt: skip
+_REPLACED = ("FrameVOILUTSequence", "PixelValueTransformationSequence", "DerivationImageSequence")
 _PLACED = ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence")
 #: What an index of DimensionIndexValues may count through the slices: position in the stack, position in the patient.
 _SLICE_POINTERS = (0x00209057, 0x00200032)

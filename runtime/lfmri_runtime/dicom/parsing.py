@@ -26,7 +26,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep pydicom from warning, logging and validating; one thread at a time, since these settings are the process's."""
+    """Keep pydicom from warning, logging and validating; one thread at a time: the settings are the process's."""
     logger = logging.getLogger("pydicom")
     with _LOCK, warnings.catch_warnings(), disable_value_validation():
         before, logger.disabled = logger.disabled, True
@@ -71,7 +71,7 @@ def read_dataset(path: Path, *, pixels: bool = True) -> Any | None:
     content = _content(path)
     with refusing(path, "damaged or cut off; expected a whole DICOM file"):
         if DeflatedExplicitVRLittleEndian.encode() in content[:_META_BYTES]:
-            raise InputRefused(f"deflated; expected DICOM that is not compressed: convert it with dcmconv +te")
+            raise InputRefused("deflated; expected DICOM that is not compressed: convert it with dcmconv +te")
         try:
             # From memory: a length that lies then reads to the end of the file instead of taking what it promises.
             return pydicom.dcmread(BytesIO(content), stop_before_pixels=not pixels)

@@ -19,7 +19,7 @@ MIN_MATRIX = 16
 NOT_MAGNITUDE = {"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "MIXED", "COMPLEX", "VELOCITY MAP"}
 #: ImageType of images that were calculated: their intensities are not those of a scan.
 MAPS = {
-    "ADC", "ADC MAP", "EADC", "FA", "TRACEW", "DIFFUSION MAP", "T1 MAP", "T2 MAP", "T2_STAR MAP", "T2STAR MAP", "R2 MAP",
+    "ADC", "ADC MAP", "EADC", "FA", "TRACEW", "DIFFUSION MAP", "T1 MAP", "T2 MAP", "T2_STAR MAP", "R2 MAP",
     "R2_STAR MAP", "B0 MAP", "B1 MAP", "FIELD_MAP", "PROTON DENSITY MAP", "CBF", "CBV", "MTT", "TTP", "PERFUSION MAP",
     "SUBTRACTION", "STD_DEVIATION", "MIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE",
 }  # fmt: skip

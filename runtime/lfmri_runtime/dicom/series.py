@@ -87,7 +87,9 @@ def read_series(paths: Sequence[Path]) -> Series:
     if not 1 <= len(paths) <= MAX_FILES:
         raise InputRefused(f"{len(paths)} files; expected 1 to {MAX_FILES}, the files of one series")
     place = paths[0] if len(paths) == 1 else paths[0].parent
-    datasets, planes, slices = [], [], []
+    datasets: list[Any] = []
+    planes: list[Plane] = []
+    slices: list[Float32Array] = []
     for path in paths:
         dataset = open_image(path)
         with refusing(path, SENSELESS):

@@ -31,7 +31,9 @@ def order_of(planes: Sequence[Plane]) -> list[int]:
         raise InputRefused("a single slice; expected 2 or more: give the whole series")
     first = planes[0]
     if math.prod(first.shape) * len(planes) > MAX_VOXELS:
-        raise InputRefused(f"{len(planes)} slices of {first.shape[1]} x {first.shape[0]}; at most {MAX_VOXELS} voxels fit")
+        raise InputRefused(
+            f"{len(planes)} slices of {first.shape[1]} x {first.shape[0]}; at most {MAX_VOXELS} voxels fit"
+        )
     if any(plane.shape != first.shape for plane in planes):
         raise InputRefused("slices of several matrix sizes; expected one stack: give it alone")
     if any(np.abs(plane.axes - first.axes).max() > SAME_DIRECTION for plane in planes):

@@ -174,6 +174,6 @@ def kept(source: Any) -> Dataset:
                 copy.add_new(tag, "SQ", [kept(item) for item in element.value])
             else:
                 copy.add(deepcopy(element))
-        except Exception:  # noqa: BLE001, S112 - one bad element of a console's is no reason to lose the scan
+        except Exception:  # noqa: BLE001 - one bad element of a console's is no reason to lose the scan
             continue
     return copy
