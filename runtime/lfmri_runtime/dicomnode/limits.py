@@ -9,8 +9,6 @@ import time
 from functools import partial
 from typing import Any
 
-from pynetdicom import evt
-
 from lfmri_runtime.dicom.parsing import MAX_FILE_BYTES
 
 #: Offered as the most bytes of a P-DATA PDU; as much as dcmtk takes.

@@ -25,9 +25,7 @@ class Loop:
         pause: between two rounds, seconds.
     """
 
-    def __init__(
-        self, name: str, round_: Callable[[], None], journal: Journal, *, pause: float = LOOK_SECONDS
-    ) -> None:
+    def __init__(self, name: str, round_: Callable[[], None], journal: Journal, *, pause: float = LOOK_SECONDS) -> None:
         self.name = name
         self._pause = pause
         self.stopping = threading.Event()

@@ -36,7 +36,9 @@ class DicomNode:
             check_title(title)
         check_label(settings.output.label)
         if not dicom.destinations:
-            raise UsageError("dicom.destinations is empty; expected somebody to send enhanced series to (--destination)")
+            raise UsageError(
+                "dicom.destinations is empty; expected somebody to send enhanced series to (--destination)"
+            )
         answering, calling = contexts(dicom) or (None, None)
         peers = Peers(dicom.peers)
         self._journal = journal
@@ -45,7 +47,7 @@ class DicomNode:
             destinations=[folder_of(destination) for destination in dicom.destinations],
             least_free_mib=settings.disk.least_free_mib,
         )
-        self.folders = (self._spool.root,)
+        self.folders: tuple[Path, ...] = (self._spool.root,)
         self._receiver = Receiver(
             dicom, peers, self._spool, journal, least_free_mib=settings.disk.least_free_mib, tls=answering
         )

@@ -8,8 +8,7 @@ from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, AllStoragePresentationContexts, evt
-from pynetdicom.sop_class import Verification
+from pynetdicom import AE, AllStoragePresentationContexts, VerificationPresentationContexts, evt
 
 from lfmri_runtime.console.disk import shortage
 from lfmri_runtime.console.journal import Journal
@@ -138,7 +137,7 @@ def identify(stream: BytesIO, *, implicit: bool) -> tuple[str, str]:
     """
 
     def behind(tag: BaseTag, vr: str | None, length: int) -> bool:
-        return tag > _SERIES_INSTANCE_UID
+        return bool(tag > _SERIES_INSTANCE_UID)
 
     stream.seek(0)
     try:
@@ -168,7 +167,6 @@ def _entity(title: str) -> Any:
     entity.maximum_pdu_size = limits.PDU_BYTES
     entity.acse_timeout = limits.ASSOCIATE_SECONDS
     entity.dimse_timeout = entity.network_timeout = limits.IDLE_SECONDS
-    entity.add_supported_context(Verification)
-    for context in AllStoragePresentationContexts:
-        entity.add_supported_context(context.abstract_syntax, SYNTAXES)
+    for context in (*VerificationPresentationContexts, *AllStoragePresentationContexts):
+        entity.add_supported_context(str(context.abstract_syntax), SYNTAXES)
     return entity

@@ -2,7 +2,7 @@
 
 import socket
 import ssl
-from typing import Any
+from typing import Any, cast
 
 from pynetdicom.transport import ThreadedAssociationServer
 
@@ -22,7 +22,7 @@ class Server(ThreadedAssociationServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept; the TLS handshake comes later, in the connection's own thread."""
-        connection, address = self.socket.accept()
+        connection, address = cast(socket.socket, self.socket).accept()
         connection.settimeout(PDU_SECONDS)
         if self.ssl_context:
             connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)

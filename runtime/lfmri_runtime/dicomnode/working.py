@@ -14,7 +14,7 @@ from lfmri_runtime.dicom.series import Series, group_files, read_series
 from lfmri_runtime.dicomnode.loop import Loop
 from lfmri_runtime.dicomnode.spool import MOST_INTERRUPTIONS, Spool
 from lfmri_runtime.enhancer import Enhanced
-from lfmri_runtime.errors import LfmriError, TryAgainLater
+from lfmri_runtime.errors import InputRefused, LfmriError, TryAgainLater
 
 #: The derived series is on the source's grid, so that viewers show both in step.
 OPTIONS = EnhanceOptions(grid="input")
@@ -64,7 +64,7 @@ class Worker:
         try:
             source = _source(paths, otherwise=source)
             if self._spool.worn_out(folder):
-                raise MemoryError
+                raise InputRefused(f"{MOST_INTERRUPTIONS} processes ended while they worked on it; out of memory?")
             reason = reason_to_pass_by(paths)
             if reason is None:
                 self._enhance(folder, paths, source, seconds)
@@ -76,7 +76,7 @@ class Worker:
         except LfmriError as error:
             self._fail(folder, source, str(error))
         except MemoryError:
-            self._fail(folder, source, f"out of memory, or {MOST_INTERRUPTIONS} processes ended while they worked on it")
+            self._fail(folder, source, "too large for the memory of this machine")
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 - a fault met in one series must not stop the others
@@ -94,9 +94,7 @@ class Worker:
             instances=len(paths),
             seconds={**seconds, "read": read},
         )
-        enhanced = self._station.enhance(
-            series.data, series.affine, surface="dicom", source=source, options=OPTIONS
-        )
+        enhanced = self._station.enhance(series.data, series.affine, surface="dicom", source=source, options=OPTIONS)
         started = time.perf_counter()
         place = self._spool.temporary()
         try:
