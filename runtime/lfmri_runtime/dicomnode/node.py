@@ -57,6 +57,7 @@ class DicomNode:
 
     def start(self) -> None:
         """Take up the spool, and begin to accept."""
+        self._spool.begin()
         for path in self._spool.orphans():
             reason = "its destination is no longer configured"
             source = self._spool.record(path)["source"]

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from pynetdicom.transport import ThreadedAssociationServer
 
-from lfmri_runtime.dicomnode.limits import PDU_SECONDS
+from lfmri_runtime.dicomnode import limits
 from lfmri_runtime.dicomnode.peers import Peers
 
 #: Connections at the same time; each is two threads.
@@ -23,7 +23,7 @@ class Server(ThreadedAssociationServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept; the TLS handshake comes later, in the connection's own thread."""
         connection, address = cast(socket.socket, self.socket).accept()
-        connection.settimeout(PDU_SECONDS)
+        connection.settimeout(limits.PDU_SECONDS)
         if self.ssl_context:
             connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address

@@ -12,6 +12,7 @@ SERIES and the files' names are hashes of UIDs: a UID from outside is no path, a
 of state is one rename, so that after a crash a series is found in exactly one state.
 """
 
+import filecmp
 import hashlib
 import json
 import os
@@ -74,6 +75,7 @@ class Spool:
         self._destinations = tuple(destinations)
         self._least_free_mib = least_free_mib
         self._mutex = threading.Lock()
+        self._arrivals: dict[str, Arrival] = {}
         try:
             for name in ("incoming", "working", "outbox", "quarantine", "temporary", *RESTING):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,12 @@ class Spool:
     def close(self) -> None:
         """Leave the spool to another process."""
         os.close(self._handle)
+
+    def begin(self) -> None:
+        """Begin every series' quiet time anew: who was sending could not send while the node was down."""
+        now = time.monotonic()
+        with self._mutex:
+            self._arrivals = {path.name: Arrival(now, now) for path in (self.root / "incoming").iterdir()}
 
     # ---- receiving
 
@@ -137,13 +145,31 @@ class Spool:
         marks = folder / INTERRUPTIONS
         return marks.exists() and marks.stat().st_size >= MOST_INTERRUPTIONS
 
+    def repeated(self, folder: Path) -> bool:
+        """Whether a working series is only a part, unchanged, of one that has been enhanced.
+
+        A sender whose acknowledgement was lost sends that instance again. All of a series sent again is no such part:
+        whoever does that wants it enhanced again, and the objects are the same.
+        """
+        came = list(folder.glob("*.dcm"))
+        with self._mutex:
+            return any(
+                len(came) < len(list(before.glob("*.dcm"))) and all(_same(path, before / path.name) for path in came)
+                for before in self._before(folder.name, states=("done",))
+            )
+
     def instances(self, folder: Path) -> list[Path]:
-        """A working series' instances, joined with those of it that came, and rest, from before."""
-        for state in RESTING:
-            for path in (self.root / state / folder.name).glob("*.dcm"):
-                if not (folder / path.name).exists():
-                    (folder / path.name).hardlink_to(path)
+        """A working series' instances, joined with those of it that came before."""
+        with self._mutex:
+            for before in self._before(folder.name, states=RESTING):
+                for path in before.glob("*.dcm"):
+                    if not (folder / path.name).exists():
+                        (folder / path.name).hardlink_to(path)
         return sorted(folder.glob("*.dcm"))
+
+    def drop(self, folder: Path) -> None:
+        """Forget a working series."""
+        discard(folder, self.temporary())
 
     def commit(self, folder: Path, objects: Sequence[Path], record: dict[str, Any]) -> None:
         """Hand an enhanced series to every destination, all at once.
@@ -166,24 +192,19 @@ class Spool:
         jobs = [int(path.name.split("-")[0]) for path in (self.root / "outbox").iterdir()]
         move(folder, self.root / "outbox" / f"{max(jobs, default=0) + 1:08d}-{folder.name}")
 
-    def rest(self, folder: Path, state: str, *, reason: str | None = None) -> None:
-        """Move a series to one of the resting states, in place of what rests of it there or elsewhere."""
-        series = folder.name.split("-")[-1]
-        if reason is not None:
-            write_text(folder / REASON, f"{reason}\n")
-        shutil.rmtree(folder / "to", ignore_errors=True)
-        os.utime(folder)
-        for other in RESTING:
-            if (self.root / other / series).exists():
-                discard(self.root / other / series, self.temporary())
-        move(folder, self.root / state / series)
+    def rest(self, folder: Path, state: str, *, reason: str) -> None:
+        """Move a working series to passed-by or failed, in place of what rests of it anywhere."""
+        write_text(folder / REASON, f"{reason}\n")
+        with self._mutex:
+            self._rest(folder, folder.name, state)
 
     def expire(self) -> None:
         """Remove what has rested for a day; the oldest earlier while the disk is short."""
-        resting = [(path.stat().st_mtime, path) for state in EXPIRING for path in (self.root / state).iterdir()]
-        for since, path in sorted(resting):
-            if time.time() - since > KEEP_SECONDS or shortage(self.root, self._least_free_mib):
-                discard(path, self.temporary())
+        with self._mutex:
+            resting = [(path.stat().st_mtime, path) for state in EXPIRING for path in (self.root / state).iterdir()]
+            for since, path in sorted(resting):
+                if time.time() - since > KEEP_SECONDS or shortage(self.root, self._least_free_mib):
+                    discard(path, self.temporary())
 
     # ---- sending
 
@@ -215,34 +236,47 @@ class Spool:
         return [path for path in objects if path.parent.name not in self._destinations]
 
     def _gone(self, path: Path) -> bool:
-        settle(path.parent)
-        if any(path.parent.iterdir()):
-            return False
         with self._mutex:
+            if not path.parent.exists():  # another destination's last object was acknowledged at the same moment
+                return True
+            settle(path.parent)
+            if any(path.parent.iterdir()):
+                return False
             self._finish(path.parents[2])
         return True
 
     def _finish(self, job: Path) -> None:
         """Let a job rest when no destination waits for any of it."""
-        for folder in (job / "to").iterdir():
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        if not any((job / "to").iterdir()):
-            self.rest(job, "done")
+        left = [folder for folder in (job / "to").glob("*") if any(folder.iterdir())]
+        if not left:
+            self._rest(job, job.name.split("-")[-1], "done")
+
+    def _rest(self, folder: Path, series: str, state: str) -> None:
+        shutil.rmtree(folder / "to", ignore_errors=True)
+        os.utime(folder)
+        for other in RESTING:
+            if (self.root / other / series).exists():
+                discard(self.root / other / series, self.temporary())
+        move(folder, self.root / state / series)
+
+    def _before(self, series: str, *, states: Sequence[str]) -> list[Path]:
+        """Where instances of a series lie that came before; the newest first."""
+        outbox = sorted((self.root / "outbox").glob(f"*-{series}"), reverse=True)
+        resting = [self.root / state / series for state in states]
+        return [*outbox, *(folder for folder in resting if folder.exists())]
 
     # ---- starting
 
     def _take_up(self) -> None:
-        """Find every series in the state in which the last process left it.
-
-        Quiet time begins anew: who was sending could not send while the node was down.
-        """
+        """Find every series in the state in which the last process left it."""
         for path in (self.root / "temporary").iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        now = time.monotonic()
-        self._arrivals = {path.name: Arrival(now, now) for path in (self.root / "incoming").iterdir()}
         for folder in self.working():
             with (folder / INTERRUPTIONS).open("ab") as stream:
                 stream.write(b".")
         for job in (self.root / "outbox").iterdir():
             self._finish(job)
+
+
+def _same(path: Path, other: Path) -> bool:
+    return other.exists() and filecmp.cmp(path, other, shallow=False)

@@ -59,6 +59,10 @@ class Worker:
         Raises:
             TryAgainLater: full disk and the like; the series stays, and is taken up again.
         """
+        if self._spool.repeated(folder):
+            self._spool.drop(folder)
+            self._journal.record("passed-by", surface="dicom", source=folder.name, reason="came again, unchanged")
+            return
         paths = self._spool.instances(folder)
         source = folder.name
         try:
