@@ -22,7 +22,8 @@ from lfmri_runtime.enhancer import Enhanced
 from lfmri_runtime.errors import UsageError
 from lfmri_runtime.files import atomic_write, check_writable
 
-DEFAULT_LABEL = "enhanced, lfmri"
+#: Text that a derived series carries unless the site words its own.
+DEFAULT_LABEL = "enhanced by lfmri - not for diagnosis"
 #: A label shares SeriesDescription's 64 characters (LO, PS3.5 6.2) with " uncertainty" and the original's text.
 MAX_LABEL = 40
 _IMPLEMENTATION = derived_uid("implementation", "lfmri")
