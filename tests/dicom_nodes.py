@@ -1,7 +1,6 @@
 """A DICOM node in a process of its own, and the two ends that it talks to, for tests."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,7 +14,6 @@ from typing import Any, TypeVar
 from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage
 from pynetdicom import AE, evt
-
 
 Found = TypeVar("Found")
 
@@ -117,7 +115,8 @@ class Node:
         return [event for event in events if not kinds or event["event"] in kinds]
 
     def state(self, name: str) -> list[str]:
-        return sorted(os.listdir(self.spool / name)) if (self.spool / name).exists() else []
+        """Names of what is in one of the spool's folders."""
+        return sorted(path.name for path in (self.spool / name).glob("*"))
 
 
 class Archive:
