@@ -8,18 +8,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage
 from pynetdicom import AE, evt
+from pynetdicom.transport import AssociationSocket
 
 Found = TypeVar("Found")
 
 #: Longest wait for anything that should happen; generous, since other work shares the machine.
 DEADLINE = 60.0
 CONSOLE, NODE, ARCHIVE = "CONSOLE", "LFMRI", "ARCHIVE"
+
+
+def _close(endpoint: Any) -> None:
+    with suppress(OSError):
+        endpoint.socket.shutdown(socket.SHUT_RDWR)
+    endpoint.socket.close()
+
+
+#: pynetdicom's own leaves the socket of a refused call to the garbage collector, which warns.
+AssociationSocket._shutdown_socket = _close
 
 
 def wait_until(found: Callable[[], Found], what: str, *, deadline: float = DEADLINE) -> Found:
@@ -45,14 +57,23 @@ class Node:
         bundle: to use.
         archive_port: where the enhanced series go.
         prefix: a command that runs another.
+        quiet: seconds after which a series is complete.
         settings: further lines of [dicom].
     """
 
     def __init__(
-        self, folder: Path, bundle: Path, archive_port: int, *, prefix: Sequence[str] = (), settings: str = ""
+        self,
+        folder: Path,
+        bundle: Path,
+        archive_port: int,
+        *,
+        prefix: Sequence[str] = (),
+        quiet: float = 0.5,
+        settings: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.spool, self.audit = free_port(), folder / "spool", folder / "audit.jsonl"
+        self._said = folder / "stderr.txt"
         self.config = folder / "lfmri.toml"
         self.config.write_text(
             f"""
@@ -67,7 +88,7 @@ class Node:
             [dicom]
             port = {self.port}
             spool = "{self.spool}"
-            quiet_seconds = 0.5
+            quiet_seconds = {quiet}
             retry_seconds = 0.2
             peers = [{{ title = "{CONSOLE}", address = "127.0.0.1", port = 0 }}]
             destinations = [{{ title = "{ARCHIVE}", address = "127.0.0.1", port = {archive_port} }}]
@@ -80,9 +101,10 @@ class Node:
     def start(self) -> "Node":
         before = len(self.events("ready"))
         command = [*self._prefix, sys.executable, "-m", "lfmri", "serve", "--config", str(self.config)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        with self._said.open("wb") as stream:
+            self.process = subprocess.Popen(command, stderr=stream)
         wait_until(lambda: len(self.events("ready")) > before or self._ended(), "ready node")
-        assert self.process.poll() is None, self.process.stderr.read().decode()
+        assert self.process.poll() is None, self._said.read_text()
         return self
 
     def _ended(self) -> bool:
@@ -92,14 +114,12 @@ class Node:
         """As an outage does."""
         self.process.kill()
         self.process.wait()
-        self.process.stderr.close()
 
     def stop(self) -> str:
         """As systemd does; returns what it said on standard error."""
         self.process.send_signal(signal.SIGTERM)
-        said = self.process.communicate(timeout=DEADLINE)[1].decode()
-        assert self.process.returncode == 0, said
-        return said
+        assert self.process.wait(DEADLINE) == 0, self._said.read_text()
+        return self._said.read_text()
 
     def __enter__(self) -> "Node":
         return self.start()

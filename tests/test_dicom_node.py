@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import threading
+import time
 import zipfile
 from collections import Counter
 from io import BytesIO
@@ -180,6 +181,7 @@ class Console(threading.Thread):
             acknowledged = False
             while not acknowledged:
                 if association is None or not association.is_established:
+                    time.sleep(0.02)
                     association = associate(self._port)
                 if association.is_established:
                     acknowledged = association.send_c_store(dataset).get("Status") == 0x0000
@@ -192,7 +194,7 @@ def test_killed_at_twenty_moments_no_series_is_lost_or_enhanced_twice(tmp_path: 
     paths = [series_files(tmp_path / str(n), n, shape=(16, 16, 4)) for n in range(50)]
     moments = random.Random(50)
     with Archive() as archive:
-        node = Node(tmp_path / "node", bundle, archive.port, settings="quiet_seconds = 0.3")
+        node = Node(tmp_path / "node", bundle, archive.port, quiet=0.3)
         console = Console(node.port, read([path for series in paths for path in series]))
         console.start()
         for _ in range(20):
