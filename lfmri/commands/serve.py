@@ -29,8 +29,8 @@ def destinations_of(
     """Split each TITLE@HOST:PORT at its last @ sign."""
     parsed = []
     for title, place in (value.rpartition("@")[::2] for value in values):
-        found = endpoint(context, parameter, place)
-        if not title or found is None:
+        found = endpoint(context, parameter, place) if title else None
+        if found is None:
             raise click.BadParameter(f"no title before {place!r}; expected TITLE@HOST:PORT, PACS@10.0.0.5:104 for one")
         parsed.append((title, *found))
     return tuple(parsed)

@@ -189,8 +189,10 @@ class Spool:
             settle(place)
         settle(folder / "to")
         settle(folder)
-        jobs = [int(path.name.split("-")[0]) for path in (self.root / "outbox").iterdir()]
-        move(folder, self.root / "outbox" / f"{max(jobs, default=0) + 1:08d}-{folder.name}")
+        with self._mutex:
+            jobs = [int(path.name.split("-")[0]) for path in (self.root / "outbox").iterdir()]
+            move(folder, self.root / "outbox" / f"{max(jobs, default=0) + 1:08d}-{folder.name}")
+            self._forget(folder.name)
 
     def rest(self, folder: Path, state: str, *, reason: str) -> None:
         """Move a working series to passed-by or failed, in place of what rests of it anywhere."""
@@ -254,10 +256,14 @@ class Spool:
     def _rest(self, folder: Path, series: str, state: str) -> None:
         shutil.rmtree(folder / "to", ignore_errors=True)
         os.utime(folder)
-        for other in RESTING:
-            if (self.root / other / series).exists():
-                discard(self.root / other / series, self.temporary())
+        self._forget(series)
         move(folder, self.root / state / series)
+
+    def _forget(self, series: str) -> None:
+        """Remove what rests of a series, when all of it has been joined with what came later."""
+        for state in RESTING:
+            if (self.root / state / series).exists():
+                discard(self.root / state / series, self.temporary())
 
     def _before(self, series: str, *, states: Sequence[str]) -> list[Path]:
         """Where instances of a series lie that came before; the newest first."""
