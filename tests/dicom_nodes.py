@@ -25,6 +25,8 @@ CONSOLE, NODE, ARCHIVE = "CONSOLE", "LFMRI", "ARCHIVE"
 
 
 def _close(endpoint: Any) -> None:
+    if endpoint.socket is None:
+        return
     with suppress(OSError):
         endpoint.socket.shutdown(socket.SHUT_RDWR)
     endpoint.socket.close()
@@ -182,9 +184,11 @@ class Archive:
             return [uid for uid, _, _ in self.got]
 
 
-def associate(port: int, *, title: str = CONSOLE, called: str = NODE, tls: Any = None) -> Any:
+def associate(
+    port: int, *, title: str = CONSOLE, called: str = NODE, tls: Any = None, patience: float = DEADLINE
+) -> Any:
     entity = AE(title)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = DEADLINE
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = patience
     entity.add_requested_context(MRImageStorage)
     entity.add_requested_context("1.2.840.10008.1.1")
     return entity.associate("127.0.0.1", port, ae_title=called, tls_args=tls)

@@ -20,11 +20,12 @@ from lfmri_runtime.console.settings import DicomPeer, DicomSettings
 from lfmri_runtime.dicomnode import limits, receiving
 from lfmri_runtime.dicomnode.peers import Peers, check_title, plain
 from lfmri_runtime.dicomnode.receiving import Receiver
+from lfmri_runtime.dicomnode.sending import Sender, folder_of
 from lfmri_runtime.dicomnode.spool import Spool
 from lfmri_runtime.dicomnode.tls import contexts
 from lfmri_runtime.errors import TryAgainLater, UsageError
 
-from .dicom_nodes import CONSOLE, NODE, associate, free_port, send, wait_until
+from .dicom_nodes import ARCHIVE, CONSOLE, NODE, Archive, associate, free_port, send, wait_until
 from .dicoms import classic
 
 SELF = DicomPeer(title=CONSOLE, address="127.0.0.1", port=0)
@@ -319,6 +320,22 @@ def test_tls_takes_those_alone_whose_certificate_the_authority_signed(
             assert send(listening.port, datasets[1:2], tls=(calling, "127.0.0.1")) == [0]
     assert listening.stored() == 2
     assert calling.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+def test_what_leaves_is_secured_too(tmp_path: Path, ours: Authority) -> None:
+    answering, _ = contexts(ours.settings("archive")) or (None, None)
+    _, calling = contexts(ours.settings("node")) or (None, None)
+    paths = classic(tmp_path / "in", shape=(16, 16, 4))
+    with Archive(tls=answering) as archive:
+        # Localhost is not what the certificate names.
+        for name, tls, arrived in (("127.0.0.1", None, 0), ("localhost", calling, 0), ("127.0.0.1", calling, 4)):
+            peer = DicomPeer(title=ARCHIVE, address=name, port=archive.port)
+            spool = Spool(tmp_path / f"{name}-{arrived}", destinations=[folder_of(peer)], least_free_mib=0)
+            (spool.root / "working" / "a").mkdir()
+            spool.commit(spool.root / "working" / "a", paths, {"source": "1.2"})
+            Sender(peer, DicomSettings(), spool, Journal(), tls=tls)._round()
+            assert len(archive.got) == arrived
+            spool.close()
 
 
 def test_certificates_that_do_not_fit_are_a_usage_error(tmp_path: Path, ours: Authority) -> None:

@@ -182,7 +182,7 @@ class Console(threading.Thread):
             while not acknowledged:
                 if association is None or not association.is_established:
                     time.sleep(0.02)
-                    association = associate(self._port)
+                    association = associate(self._port, patience=1.0)
                 if association.is_established:
                     acknowledged = association.send_c_store(dataset).get("Status") == 0x0000
             self.sent += 1
@@ -236,6 +236,24 @@ def test_while_the_destination_is_down_the_outbox_keeps_and_then_delivers(tmp_pa
         assert [event["source"] for event in node.events("sent")] == order
         assert len(set(archive.uids())) == len(archive.uids()) == 12
         assert node.state("outbox") == node.state("quarantine") == []
+
+
+def test_sigterm_finishes_the_series_in_work_and_leaves_the_others_in_the_spool(tmp_path: Path, bundle: Path) -> None:
+    paths = [series_files(tmp_path / str(n), n, shape=(16, 16, 4)) for n in range(4)]
+    with Archive() as archive:
+        node = Node(tmp_path / "node", bundle, archive.port)
+        with node:
+            assert send(node.port, read([path for series in paths for path in series])) == [0] * 16
+            wait_until(lambda: node.state("working"), "a series in work")
+            assert node.stop() == ""
+            finished = len(node.events("queued"))
+            assert 1 <= finished == len(node.state("outbox")) + len(node.state("done"))
+            assert node.state("working") == []
+            assert finished + len(node.state("incoming")) == 4
+        with node:
+            wait_until(lambda: len(node.state("done")) == 4, "the rest")
+            node.stop()
+    assert len(set(archive.uids())) == len(archive.uids()) == 16
 
 
 # ---- bad traffic

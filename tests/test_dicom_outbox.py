@@ -8,6 +8,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.uid import EnhancedMRImageStorage
 
 from lfmri.cli import run
 from lfmri_runtime.console.journal import Journal
@@ -22,7 +23,7 @@ from lfmri_runtime.errors import TryAgainLater, UsageError
 
 from .bundles import write_bundle
 from .dicom_nodes import ARCHIVE, Archive, free_port, wait_until
-from .dicoms import SERIES, classic
+from .dicoms import SERIES, classic, enhanced
 from .test_dicom_limits import Events
 
 SMALL = (16, 16, 4)
@@ -167,9 +168,9 @@ def test_instances_that_come_late_join_those_that_came_before(tmp_path: Path, ma
         bench.send()
         assert bench.state("outbox") == bench.state("passed-by") == bench.state("failed") == []
         assert len(list((bench.spool.root / "done" / key(SERIES)).glob("*.dcm"))) == 6
-        enhanced = [fields["instances"] for fields in bench.events.of("queued")]
-        assert enhanced == ([6] if state == "passed-by" else [4, 6])
-        assert len(set(archive.uids())) == sum(enhanced)
+        counts = [fields["instances"] for fields in bench.events.of("queued")]
+        assert counts == ([6] if state == "passed-by" else [4, 6])
+        assert len(set(archive.uids())) == sum(counts)
 
 
 def test_why_a_series_rests_stands_beside_it(tmp_path: Path, make: MakeBench) -> None:
@@ -184,6 +185,14 @@ def test_why_a_series_rests_stands_beside_it(tmp_path: Path, make: MakeBench) ->
     assert len(bench.state("outbox")) == 1
     assert (bench.spool.root / "passed-by" / key("ct") / "reason.txt").read_text() == "not MR\n"
     assert "SECRET" not in str(bench.events.all)
+
+
+def test_an_enhanced_mr_file_leaves_as_one(tmp_path: Path, make: MakeBench) -> None:
+    bench = make(free_port())
+    bench.receive([enhanced(tmp_path / "enhanced.dcm")])
+    bench.work()
+    (path,) = bench.spool.waiting(bench.names[0])
+    assert pydicom.dcmread(path).SOPClassUID == EnhancedMRImageStorage
 
 
 def test_what_we_made_is_passed_by(tmp_path: Path, make: MakeBench) -> None:
