@@ -158,6 +158,7 @@ def test_non_square_slices_out_and_back_through_files(
     assert answer.texts == []
     with ismrmrd.Dataset(str(tmp_path / "out.h5"), "dataset") as file:
         for raw, attributes, content in answer.series(1000):
+            assert ismrmrd.ImageHeader.from_buffer_copy(raw).attribute_string_len == len(attributes)
             whole = raw + struct.pack("<Q", len(attributes)) + attributes + content.tobytes()
             file.append_image("image_1000", ismrmrd.Image.from_bytes(whole))
     with ismrmrd.Dataset(str(tmp_path / "out.h5"), "dataset", create_if_needed=False) as file:
