@@ -13,27 +13,22 @@ if TYPE_CHECKING:
     from lfmri_runtime.console.settings import ConsoleSettings
 
 
-class Endpoint(click.ParamType):
-    """ADDRESS:PORT; an IPv6 address stands in brackets."""
-
-    name = "ADDRESS:PORT"
-
-    def convert(
-        self, value: str | tuple[str, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        """Split at the last colon."""
-        if isinstance(value, tuple):
-            return value
-        address, colon, port = value.rpartition(":")
-        if not colon or not address or not port.isdigit():
-            self.fail(f"{value!r} is no endpoint; expected ADDRESS:PORT, for example 127.0.0.1:9002", param, ctx)
-        return address.removeprefix("[").removesuffix("]"), int(port)
+def endpoint(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """Split ADDRESS:PORT at the last colon; an IPv6 address may stand in brackets."""
+    if value is None:
+        return None
+    address, _, port = value.rpartition(":")
+    if not address or not port.isdigit():
+        raise click.BadParameter(f"{value!r} is no endpoint; expected ADDRESS:PORT, for example 127.0.0.1:9002")
+    return address.removeprefix("[").removesuffix("]"), int(port)
 
 
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration in TOML; options given here win.")
-@click.option("--mrd", type=Endpoint(), help="Where the MRD server listens, 127.0.0.1:9002 for example.")
-@click.option("--health", type=Endpoint(), help="Where /live, /ready and /metrics answer.")
+@click.option(
+    "--mrd", metavar="ADDRESS:PORT", callback=endpoint, help="Where the MRD server listens, 127.0.0.1:9002 for example."
+)
+@click.option("--health", metavar="ADDRESS:PORT", callback=endpoint, help="Where /live, /ready and /metrics answer.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Model to use.  [default: the built-in one]")
 @click.option("--beyond-loopback", is_flag=True, help="Allow addresses that other machines can reach.")
 def serve(
@@ -51,9 +46,9 @@ def serve(
     from lfmri_runtime.console.settings import ConsoleSettings, read_settings
 
     settings = ConsoleSettings() if config is None else read_settings(config)
-    for table, endpoint in (("mrd", mrd), ("health", health)):
-        if endpoint is not None:
-            section = dataclasses.replace(getattr(settings, table), address=endpoint[0], port=endpoint[1])
+    for table, place in (("mrd", mrd), ("health", health)):
+        if place is not None:
+            section = dataclasses.replace(getattr(settings, table), address=place[0], port=place[1])
             settings = dataclasses.replace(settings, **{table: section})
     if bundle is not None:
         settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, bundle=str(bundle)))
