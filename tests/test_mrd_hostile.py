@@ -31,8 +31,8 @@ STREAMS = 10_000
 #: Bytes that a refused stream may take at most; the smallest lie below announces more than a hundred times as much.
 SMALL = 1 << 20
 DEADLINE = 60.0
-PIXELS = np.arange(8 * 6 * 3, dtype="<u2").reshape(3, 1, 6, 8)
-XML = mrd.text(3, mrd.header_xml((8, 6), steps=1))
+PIXELS = np.arange(16 * 18 * 4, dtype="<u2").reshape(4, 1, 18, 16)
+XML = mrd.text(3, mrd.header_xml((16, 18), steps=1))
 
 
 def series(**fields: Any) -> list[bytes]:
@@ -103,7 +103,7 @@ def mutated(rng: np.random.Generator) -> bytes:
             stream[at : at + length] = rng.choice([b"\0", b"\xff", b"\x7f"]) * length
         elif kind == 2:
             del stream[at : at + length]
-        elif kind == 3:
+        elif kind == 4:
             stream[at:at] = stream[at : at + 16 * length]
         else:
             del stream[at:]
@@ -121,7 +121,7 @@ def test_ten_thousand_broken_streams_end_with_an_answer_or_a_reason(
     echo: EchoStation, folder: Path, serve: Callable[..., MrdServer]
 ) -> None:
     rng = np.random.default_rng(9002)
-    assert len(served(GOOD, echo).images) == 3
+    assert len(served(GOOD, echo).images) == 4
     served(mutated(rng), echo)
     before, refused = resident(), 0
     for _ in range(STREAMS):
@@ -137,7 +137,7 @@ def test_ten_thousand_broken_streams_end_with_an_answer_or_a_reason(
             client.sendall(mutated(rng))
             client.shutdown(socket.SHUT_WR)
             assert mrd.parse(mrd.read_all(client)).closed
-    assert len(mrd.exchange(server.address, GOOD).series(1000)) == 3
+    assert len(mrd.exchange(server.address, GOOD).series(1000)) == 4
     station.close()
 
 
@@ -176,8 +176,8 @@ def test_a_series_without_end_is_bounded(echo: EchoStation, monkeypatch: pytest.
 
 @pytest.mark.parametrize("pixel", [np.nan, np.inf, 1e300, 0.0])
 def test_pixels_that_are_no_numbers_are_refused(echo: EchoStation, pixel: float) -> None:
-    one = np.full((1, 6, 8), pixel, dtype="<f8")
-    messages = [mrd.image(one, position=(0.0, 0.0, 5.0 * k)) for k in range(2)]
+    one = np.full((1, 18, 16), pixel, dtype="<f8")
+    messages = [mrd.image(one, position=(0.0, 0.0, 5.0 * k)) for k in range(4)]
     assert "expected" in str(served(b"".join((XML, *messages, mrd.CLOSE)), echo).error)
 
 
@@ -189,7 +189,7 @@ def ended(server: MrdServer) -> bool:
     return not any(thread.is_alive() for thread in server._sessions)
 
 
-@pytest.mark.parametrize("first", [b"", mrd.configuration("lfmri"), GOOD[:-700], GOOD[:1500]])
+@pytest.mark.parametrize("first", [b"", mrd.configuration("lfmri"), GOOD[:-2000], GOOD[:1500]])
 def test_a_silent_or_half_open_client_times_out(serve: Callable[..., MrdServer], first: bytes) -> None:
     server = serve(timeout_seconds=0.2)
     with mrd.connect(server.address) as client:
@@ -255,12 +255,12 @@ def test_more_clients_than_allowed_are_turned_away(serve: Callable[..., MrdServe
         assert "2 clients are connected" in str(mrd.exchange(server.address).error)
     for client in inside:
         client.sendall(mrd.CLOSE)
-        assert len(mrd.parse(mrd.read_all(client)).images) == 3
+        assert len(mrd.parse(mrd.read_all(client)).images) == 4
         client.close()
     until = time.monotonic() + DEADLINE
     while (answer := mrd.exchange(server.address, GOOD)).error is not None:
         assert time.monotonic() < until
-    assert len(answer.images) == 3
+    assert len(answer.images) == 4
 
 
 def test_a_taken_port_says_so(serve: Callable[..., MrdServer], echo: EchoStation) -> None:
@@ -283,7 +283,7 @@ def test_stopping_lets_a_half_received_series_finish_and_tells_the_idle(
         stopper.start()
         assert "stopping" in str(mrd.parse(mrd.read_all(idle)).error)
         busy.sendall(b"".join((*series()[1:], mrd.CLOSE)))
-        assert len(mrd.parse(struct.pack("<H", 1022)[:1] + mrd.read_all(busy)).series(1000)) == 3
+        assert len(mrd.parse(struct.pack("<H", 1022)[:1] + mrd.read_all(busy)).series(1000)) == 4
         stopper.join(DEADLINE)
         assert not stopper.is_alive()
         with pytest.raises(OSError, match="refused"):

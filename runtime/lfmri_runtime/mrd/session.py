@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lfmri_runtime.console.settings import OutputSettings
 from lfmri_runtime.console.station import EnhanceOptions, Station
 from lfmri_runtime.enhancer import Enhanced
-from lfmri_runtime.errors import InputRefused, LfmriError, UsageError
+from lfmri_runtime.errors import InputRefused, LfmriError, TryAgainLater, UsageError
 from lfmri_runtime.mrd import xml
 from lfmri_runtime.mrd.channel import Channel
 from lfmri_runtime.mrd.geometry import Placement, ReconSpace, orientation_of, place, recon_space
@@ -58,6 +58,7 @@ class Session:
         self._images: list[Image] = []
         self._bytes = 0
         self._receiving = 0.0
+        self._recorded = False
         self._warned: set[str] = set()
         self._leaving: deque[tuple[int, float, dict[str, Any]]] = deque()
 
@@ -158,7 +159,11 @@ class Session:
             grid="input",
             thick_axis=asked.thickAxis,
         )
-        enhanced = self.station.enhance(data, placement.affine, surface="mrd", source=source, options=options)
+        try:
+            enhanced = self.station.enhance(data, placement.affine, surface="mrd", source=source, options=options)
+        except LfmriError as error:
+            self._recorded = not isinstance(error, TryAgainLater)  # the station records what its core refuses
+            raise
         done = time.perf_counter()
         self._warn([*placement.notes, *enhanced.notes])
         if asked.sendOriginal:
@@ -222,4 +227,5 @@ class Session:
         self.channel.send(text_message(f"ERR lfmri: {reason}"), close_message())
         with suppress(InputRefused):  # a client that does not read does not learn why
             self.channel.flush(seconds=self.seconds)
-        self.station.journal.record(event, surface="mrd", reason=reason)
+        if not self._recorded:
+            self.station.journal.record(event, surface="mrd", reason=reason)

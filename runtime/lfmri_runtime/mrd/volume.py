@@ -11,10 +11,12 @@ from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.mrd import xml
 from lfmri_runtime.mrd.geometry import orientation_of
 from lfmri_runtime.mrd.wire import DATA_TYPES, MAGNITUDE, Image, ImageHeader
-from lfmri_runtime.volume.checks import MIN_AXIS_VOXELS
 
 Float32Array = NDArray[np.float32]
 
+#: Fewer slices or a smaller matrix are no scan of a head (assumed; the DICOM node's bounds are the same).
+MIN_SLICES = 4
+MIN_MATRIX = 16
 #: What an enhanced image carries in ImageProcessingHistory, and is known by when it comes again.
 MARK = "LFMRI"
 HISTORY = "ImageProcessingHistory"
@@ -46,12 +48,12 @@ def reason_to_pass(images: list[Image], *, stacks: int) -> str | None:
         images: of the volume.
         stacks: orientations in its series.
     """
-    header = images[0].header
-    shape = (*header.matrix_size[:2], max(len(images), header.matrix_size[2]))
+    columns, rows, depth = images[0].header.matrix_size
+    slices = max(len(images), depth)
     if stacks > 1:
         return f"a series of {stacks} orientations is a localiser"
-    if min(shape) < MIN_AXIS_VOXELS:
-        return f"{' x '.join(map(str, shape))} voxels are too few; expected {MIN_AXIS_VOXELS} or more along every axis"
+    if slices < MIN_SLICES or min(columns, rows) < MIN_MATRIX:
+        return f"{slices} slices of {columns} x {rows} are too small; expected {MIN_SLICES} of {MIN_MATRIX} or more"
     if any(MARK in xml.meta_values(image.attributes, HISTORY) for image in images):
         return "it is enhanced already"
     return None
