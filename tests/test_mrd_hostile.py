@@ -237,13 +237,16 @@ def test_a_client_that_never_reads_is_let_go(serve: Callable[..., MrdServer], mo
     assert ended(server)
 
 
-def test_all_is_sent_to_a_client_that_reads_last(serve: Callable[..., MrdServer]) -> None:
-    server = serve()
-    many = b"".join(
-        mrd.image(np.full((1, 512, 512), n, dtype="<c8")) for n in range(20)
-    )  # 40 MiB: above what sockets buffer
-    answer = mrd.exchange(server.address, many, mrd.CLOSE)
-    assert [item[2][0, 0, 0, 0] for item in answer.images] == list(range(20))
+def test_all_comes_back_to_a_client_that_reads_last_and_closes_after_that(serve: Callable[..., MrdServer]) -> None:
+    messages = b"".join(mrd.image(np.full((1, 512, 512), n, dtype="<c8")) for n in range(20))
+    with mrd.connect(serve().address) as client:
+        client.sendall(messages)  # 40 MiB, more than sockets buffer
+        received = bytearray()
+        while len(received) < len(messages):
+            received += client.recv(1 << 20)
+        assert received == messages
+        client.sendall(mrd.CLOSE)
+        assert mrd.read_all(client) == mrd.CLOSE
 
 
 def test_more_clients_than_allowed_are_turned_away(serve: Callable[..., MrdServer]) -> None:
