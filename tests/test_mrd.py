@@ -19,7 +19,7 @@ from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ModelSettings, MrdSettings, OutputSettings
 from lfmri_runtime.console.station import Station
 from lfmri_runtime.enhancer import Enhancer
-from lfmri_runtime.mrd import wire
+from lfmri_runtime.mrd import image as mrd_image
 from lfmri_runtime.mrd.parameters import Parameters
 from lfmri_runtime.mrd.server import MrdServer
 
@@ -127,11 +127,11 @@ def raw_of(message: bytes) -> bytes:
 
 
 def test_layouts_are_those_of_the_reference_package() -> None:
-    assert ctypes.sizeof(ismrmrd.ImageHeader) == wire.HEADER.size == 198
+    assert ctypes.sizeof(ismrmrd.ImageHeader) == mrd_image.HEADER.size == 198
     for name, offset in CHANGING.items():
         assert getattr(ismrmrd.ImageHeader, name).offset == offset
     raw = mrd.header(matrix_size=(3, 4, 5), index=(1, 2, 3, 4, 5, 6), image_type=2, image_series_index=9)
-    ours, theirs = wire.ImageHeader.parse(raw), ismrmrd.ImageHeader.from_buffer_copy(raw)
+    ours, theirs = mrd_image.ImageHeader.parse(raw), ismrmrd.ImageHeader.from_buffer_copy(raw)
     names = ("matrix_size", "field_of_view", "position", "read_dir", "phase_dir", "slice_dir")
     for name in names:
         assert list(getattr(ours, name)) == list(getattr(theirs, name))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.mrd import xml
-from lfmri_runtime.mrd.wire import Image, ImageHeader
+from lfmri_runtime.mrd.image import Image, ImageHeader
 from lfmri_runtime.volume.checks import FARTHEST_MM, VOXEL_MM
 
 Float64Array = NDArray[np.float64]

@@ -1,8 +1,6 @@
-"""The images of one series to volumes, and an enhanced volume back to the images' pixels."""
+"""The images of one series to volumes."""
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +8,7 @@ from numpy.typing import NDArray
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.mrd import xml
 from lfmri_runtime.mrd.geometry import orientation_of
-from lfmri_runtime.mrd.wire import DATA_TYPES, MAGNITUDE, Image, ImageHeader
+from lfmri_runtime.mrd.image import DATA_TYPES, MAGNITUDE, Image, ImageHeader
 
 Float32Array = NDArray[np.float32]
 
@@ -20,8 +18,6 @@ MIN_MATRIX = 16
 #: What an enhanced image carries in ImageProcessingHistory, and is known by when it comes again.
 MARK = "LFMRI"
 HISTORY = "ImageProcessingHistory"
-#: The window shows intensities from 0 to this percentile.
-WINDOW_PERCENTILE = 99.5
 
 
 def is_magnitude(header: ImageHeader) -> bool:
@@ -73,34 +69,6 @@ def stack(images: list[Image], order: tuple[int, ...]) -> Float32Array:
     if data.min() == data.max():
         raise InputRefused("every voxel has the same value; expected an image: check the sender")
     return data
-
-
-def unstack(volume: Float32Array, order: tuple[int, ...], data_type: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Pixels of each image, (z, y, x), in the order in which the images came.
-
-    Args:
-        volume: (x, y, slice).
-        order: as `stack` took it.
-        data_type: key of DATA_TYPES; integers are rounded, and clipped to what they hold.
-
-    Yields:
-        position of the image, pixels.
-    """
-    dtype = DATA_TYPES[data_type]
-    slices = volume.transpose(2, 1, 0)
-    depth = len(slices) // len(order)
-    for place, number in sorted(enumerate(order), key=lambda pair: pair[1]):
-        pixels = slices[place * depth : (place + 1) * depth]
-        if dtype.kind in "iu":
-            limits = np.iinfo(dtype)
-            pixels = np.clip(np.rint(pixels.astype(np.float64)), limits.min, limits.max)
-        yield number, np.ascontiguousarray(pixels).astype(dtype)
-
-
-def window(volume: Float32Array) -> tuple[str, str]:
-    """Centre and width of the display's window, as whole numbers where that loses nothing to see."""
-    high = float(np.percentile(volume, WINDOW_PERCENTILE))
-    return tuple(f"{value:.0f}" if high >= 100 else f"{value:.6g}" for value in (high / 2, high))  # type: ignore[return-value]
 
 
 def digest(images: list[Image]) -> str:
