@@ -250,6 +250,7 @@ def test_what_is_no_magnitude_goes_back_untouched(address: tuple[str, int]) -> N
         ((mrd.text(2, "lfmri steps=2, seed=5"),), {"steps": 2, "seed": 5}, 1),
         ((mrd.configuration("lfmri steps=2 seed=5"),), {"steps": 2, "seed": 5}, 1),
         ((NAME, mrd.text(3, mrd.header_xml((16, 18), Steps=5, other=1))), {"steps": 5}, 1),
+        ((mrd.text(2, '<gadgets seed="x"/>'), mrd.text(2, '["x"]'), mrd.text(5, "[" * 100_000)), {}, 1),
         (
             (
                 mrd.text(3, mrd.header_xml((16, 18), steps=5)),
@@ -382,6 +383,13 @@ def test_localisers_single_slices_and_enhanced_series_go_back_with_a_reason(
         assert line.startswith("WRN")
         assert part in line
     assert [e["reason"] for e in recorder.of("passed-by")][-1] == "it is enhanced already"
+
+
+def test_several_images_of_one_slice_are_refused(address: tuple[str, int]) -> None:
+    data, _ = scan((16, 18, 4))
+    answer = mrd.exchange(address, mrd.text(3, mrd.header_xml((16, 18))), *slices(data), slices(data)[2], mrd.CLOSE)
+    assert answer.images == []
+    assert "apart" in str(answer.error)
 
 
 def test_raw_data_is_skipped_and_an_empty_session_is_none(address: tuple[str, int]) -> None:

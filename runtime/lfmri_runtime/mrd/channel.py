@@ -23,7 +23,8 @@ class Channel:
 
     Args:
         connection: a connected stream socket; closed by `close`.
-        on_wait: called a few times a second while a message is waited for; what it raises ends the wait.
+        on_wait: called before a message is read, and a few times a second while it is waited for, with whether
+            nothing has come; what it raises ends the wait.
 
     Attributes:
         queued: bytes given to `send` so far.
@@ -31,7 +32,7 @@ class Channel:
         began: `time.perf_counter` when the latest message's first byte was there.
     """
 
-    def __init__(self, connection: socket.socket, *, on_wait: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, connection: socket.socket, *, on_wait: Callable[[bool], None] = lambda idle: None) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._on_wait = on_wait
@@ -48,8 +49,9 @@ class Channel:
             OSError: the connection broke.
         """
         deadline = time.monotonic() + seconds
+        self._on_wait(False)
         while not self._ready(min(deadline, time.monotonic() + LOOK_SECONDS)):
-            self._on_wait()
+            self._on_wait(True)
             if time.monotonic() >= deadline:
                 raise InputRefused(f"nothing came for {seconds:g} s; expected a message: send close when all is sent")
         self.began = time.perf_counter()

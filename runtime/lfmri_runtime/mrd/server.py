@@ -112,8 +112,9 @@ class MrdServer:
         thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        def look() -> None:
-            if self._stopping.is_set() and (not session.busy or time.monotonic() > self._last_call):
+        def look(idle: bool) -> None:
+            late = time.monotonic() > self._last_call
+            if self._stopping.is_set() and (late or (idle and not session.busy)):
                 raise TryAgainLater("the service is stopping; send this scan again later")
 
         channel = Channel(connection, on_wait=look)
