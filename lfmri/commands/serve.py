@@ -64,4 +64,8 @@ def serve(
 def surfaces_of(settings: "ConsoleSettings", service: "Service") -> "list[Surface]":
     """One surface for every section that asks for one."""
     surfaces: list[Surface] = []
+    if settings.mrd.port:
+        from lfmri_runtime.mrd.server import MrdServer
+
+        surfaces.append(MrdServer(settings.mrd, settings.output, service.station))
     return surfaces
