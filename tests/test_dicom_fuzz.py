@@ -96,25 +96,28 @@ def edited(content: bytes, rng: np.random.Generator) -> bytes:
     stream = BytesIO()
     with quiet():
         ds = dcmread(BytesIO(content))
-        for _ in range(rng.integers(1, 4)):
-            holder = ds
-            while True:
-                tag = sorted(holder.keys())[rng.integers(len(holder))]
-                element = holder[tag]
-                if element.VR != "SQ" or not element.value or rng.random() < 0.2:
-                    break
-                holder = element.value[rng.integers(len(element.value))]
-            if rng.random() < 0.2:
-                del holder[tag]
-                continue
-            value = VALUES[rng.integers(len(VALUES))]
-            implicit, little = ds.original_encoding
-            holder[tag] = RawDataElement(tag, element.VR, len(value), value, 0, implicit, little)
         try:
+            for _ in range(rng.integers(1, 4)):
+                edit(ds, rng)
             ds.save_as(stream, enforce_file_format=True)
-        except Exception:  # noqa: BLE001 - pydicom itself cannot write this one
+        except Exception:  # noqa: BLE001 - pydicom itself cannot read or write this one
             return content[: len(content) // 2]
     return stream.getvalue()
+
+
+def edit(ds: Dataset, rng: np.random.Generator) -> None:
+    implicit, little = ds.original_encoding
+    while True:
+        tag = sorted(ds.keys())[rng.integers(len(ds))]
+        element = ds[tag]
+        if element.VR != "SQ" or not element.value or rng.random() < 0.2:
+            break
+        ds = element.value[rng.integers(len(element.value))]
+    if rng.random() < 0.2:
+        del ds[tag]
+        return
+    value = VALUES[rng.integers(len(VALUES))]
+    ds[tag] = RawDataElement(tag, element.VR, len(value), value, 0, implicit, little)
 
 
 def attempt(paths: list[Path], out: Path, bundle: Bundle) -> str:

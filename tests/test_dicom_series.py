@@ -299,6 +299,7 @@ PASSED_BY: dict[str, tuple[Change, str]] = {
     "a phase image": (_set(ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]), "not a magnitude image"),
     "a phase component": (_set(ComplexImageComponent="PHASE"), "not a magnitude image"),
     "GE's phase": (lambda ds, k: ds.add_new(0x0043102F, "SS", 1), "not a magnitude image"),
+    "a mosaic": (_set(ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]), "a mosaic"),
     "a map": (_set(ImageType=["DERIVED", "PRIMARY", "ADC"]), "calculated"),
     "a localiser by type": (_set(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localiser"),
     "a localiser by name": (_set(SeriesDescription="3-Plane SECRET"), "a localiser"),

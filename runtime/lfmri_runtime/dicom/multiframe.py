@@ -50,8 +50,8 @@ def stack_dataset(target: Target) -> Dataset:
     ]
     if not target.same_grid:
         _count_slices(dataset)
-    planes = np.moveaxis(target.encoding.stored(target.volume), (2, 1, 0), (0, 1, 2))
-    dataset.add_new("PixelData", "OW", planes[order].tobytes())
+    stored = b"".join(target.encoding.stored(target.volume[..., k].T).tobytes() for k in order)
+    dataset.add_new("PixelData", "OW", stored)
     return dataset
 
 

@@ -68,7 +68,7 @@ def planes_of(dataset: Any) -> list[Plane]:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if min(frames, *shape) < 1 or frames * math.prod(shape) > MAX_VOXELS:
         raise InputRefused(
-            f"the header promises {frames} x {shape[1]} x {shape[0]} voxels; expected 1 to {MAX_VOXELS}: export it again"
+            f"the header promises {frames} x {shape[1]} x {shape[0]} voxels; expected 1 to {MAX_VOXELS}: export again"
         )
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if not groups and frames == 1:
