@@ -18,6 +18,7 @@ from lfmri.commands.report import report
 from lfmri.commands.serve import serve
 from lfmri.commands.simulate import simulate
 from lfmri.commands.train import train
+from lfmri.commands.watch import watch
 from lfmri_runtime.errors import LfmriError, TryAgainLater
 
 INTERRUPTED = 130
@@ -39,7 +40,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (simulate, train, export, enhance, evaluate, report, demo, serve):
+for command in (simulate, train, export, enhance, evaluate, report, demo, serve, watch):
     cli.add_command(command)
 
 
