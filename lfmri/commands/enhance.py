@@ -30,10 +30,8 @@ from lfmri_runtime.errors import UsageError
 )
 @click.option(
     "--grid",
-    default="isotropic",
-    show_default=True,
     type=click.Choice(["isotropic", "input"]),
-    help="Grid of the output.",
+    help="Grid of the output.  [default: isotropic; input for DICOM]",
 )
 @click.option(
     "--thick-axis",
@@ -48,6 +46,7 @@ from lfmri_runtime.errors import UsageError
 @click.option(
     "--report", "page", type=click.Path(path_type=Path), help="Where to write an HTML page that shows the result."
 )
+@click.option("--label", help="Your own text for the description of an enhanced DICOM series.")
 @click.option(
     "--threads", default=0, show_default=True, type=click.IntRange(min=0), help="Of the network; 0 takes all cores."
 )
@@ -58,13 +57,16 @@ def enhance(
     uncertainty: Path | None,
     mask: Path | None,
     page: Path | None,
+    label: str | None,
     threads: int,
+    grid: str | None,
     **settings: object,
 ) -> None:
-    """Enhance low-field scans (.nii, .nii.gz, .mgz).
+    """Enhance low-field scans: .nii, .nii.gz, .mgz, a folder of DICOM files or one of Enhanced MR.
 
-    Beside each output a .json says how it was made. The input is never changed.
+    Beside each output a .json says how it was made. The input is never changed. For DICOM the output is a folder.
     """
+    from lfmri.dicom import check_dicom, enhance_dicom, is_dicom
     from lfmri_runtime.bundle import open_bundle
     from lfmri_runtime.enhancer import Enhancer
     from lfmri_runtime.job import Outputs, check_outputs, enhance_file
@@ -75,11 +77,18 @@ def enhance(
         raise UsageError("--uncertainty needs several draws; expected --samples of at least 2")
     targets = [out] if len(scans) == 1 else [out / scan.name for scan in scans]
     jobs = [(scan, Outputs(target, uncertainty, page)) for scan, target in zip(scans, targets, strict=True)]
-    check_outputs(jobs, kept=[] if mask is None else [mask])
+    dicom = [job for job in jobs if is_dicom(job[0])]
+    check_outputs([job for job in jobs if job not in dicom], kept=[] if mask is None else [mask])
+    check_dicom(dicom, mask=mask, label=label)
     enhancer = Enhancer(open_bundle(bundle), threads=threads)
     for scan, outputs in jobs:
+        if (scan, outputs) in dicom:
+            enhance_dicom(enhancer, scan, outputs, label=label, grid=grid or "input", **settings)
+            continue
         with progress_bar(f"enhancing {scan.name}") as progress:
-            document = enhance_file(enhancer, scan, outputs, mask=mask, progress=progress, **settings)
+            document = enhance_file(
+                enhancer, scan, outputs, mask=mask, progress=progress, grid=grid or "isotropic", **settings
+            )
         for note in document["notes"]:
             click.echo(f"lfmri: note: {note}", err=True)
         click.echo(f"wrote {outputs.scan}")

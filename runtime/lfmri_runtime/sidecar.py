@@ -8,19 +8,38 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.contract import decode
 from lfmri_runtime.enhancer import Enhanced
 from lfmri_runtime.errors import BundleRefused, InputRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
-from lfmri_runtime.volume import SUFFIXES, Scan
+from lfmri_runtime.volume import SUFFIXES
 
 #: Libraries whose versions decide what the network computes.
 LIBRARIES = ("lfmri", "numpy", "onnxruntime", "nibabel")
 #: A sidecar is a few kilobytes; more than this is not one.
 MAX_BYTES = 1 << 20
+
+
+class Source(Protocol):
+    """What a sidecar says of its input: a `Scan` has it, and a DICOM series."""
+
+    @property
+    def data(self) -> NDArray[np.float32]:
+        """Voxels, (i, j, k)."""
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float]:
+        """Voxel edge lengths, mm."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line each for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +68,7 @@ def sidecar_path(scan: Path) -> Path:
 
 
 def describe(
-    bundle: Bundle, scan: Scan, enhanced: Enhanced, *, input_sha256: str, seconds: dict[str, float]
+    bundle: Bundle, scan: Source, enhanced: Enhanced, *, input_sha256: str, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Everything that the sidecar says.
 

@@ -60,6 +60,13 @@ def read_affine(header: Any, path: Path, notes: list[str]) -> NDArray[np.float64
             )
         except ValueError as error:
             raise InputRefused(f"{path}: the qform in its header is no rotation; export the scan again") from error
+    check_affine(affine, path)
+    return affine
+
+
+def check_affine(affine: NDArray[np.float64], path: Path) -> None:
+    """Refuse a transform from voxels to mm that is no geometry of a scan."""
+    with np.errstate(all="ignore"):  # broken numbers are refused below
         size = edge_lengths(affine)
         volume = abs(np.linalg.det(affine[:3, :3]))
     if not np.isfinite(affine).all():
@@ -71,7 +78,6 @@ def read_affine(header: Any, path: Path, notes: list[str]) -> NDArray[np.float64
     if min(size) < VOXEL_MM[0] or max(size) > VOXEL_MM[1]:
         said = " x ".join(f"{edge:g}" for edge in size)
         raise InputRefused(f"{path}: voxels of {said} mm; expected {VOXEL_MM[0]} to {VOXEL_MM[1]} mm; check its units")
-    return affine
 
 
 def _nifti_affine(header: Any, notes: list[str]) -> NDArray[np.float64]:

@@ -145,7 +145,7 @@ def _set_storage(header: Any, data: NDArray[Any], like: Scan) -> tuple[float, fl
     except MGHError:
         header.set_data_dtype(np.float32)
     dtype = header.get_data_dtype()
-    slope, inter = _steps(data, dtype, *scaling_of(like.header)) if dtype.kind in "iu" else (1.0, 0.0)
+    slope, inter = steps_for(data, dtype, *scaling_of(like.header)) if dtype.kind in "iu" else (1.0, 0.0)
     if is_nifti(header):
         header["scl_slope"], header["scl_inter"] = slope, inter
     elif (slope, inter) != (1.0, 0.0):
@@ -154,7 +154,7 @@ def _set_storage(header: Any, data: NDArray[Any], like: Scan) -> tuple[float, fl
     return slope, inter
 
 
-def _steps(data: NDArray[Any], dtype: np.dtype[Any], slope: float, inter: float) -> tuple[float, float]:
+def steps_for(data: NDArray[Any], dtype: np.dtype[Any], slope: float, inter: float) -> tuple[float, float]:
     """Keep the given steps where they hold the values finely enough, else spread the range over the type."""
     info, low, high = np.iinfo(dtype), float(data.min()), float(data.max())
     first, last = sorted(round((value - inter) / slope) for value in (low, high))

@@ -1,0 +1,44 @@
+"""Pixels of a file to slices in float32: only what needs no decoder beyond pydicom's own."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+
+from lfmri_runtime.dicom.planes import Plane
+from lfmri_runtime.errors import InputRefused
+
+_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+_BITS = (8, 16, 32)
+
+
+def read_pixels(dataset: Any, planes: list[Plane]) -> list[NDArray[np.float32]]:
+    """The file's slices, rescaled, (columns, rows) each; the data set is left without its pixels. Use `refusing`.
+
+    Args:
+        dataset: read with its pixels.
+        planes: of the file, whose shapes are capped.
+
+    Raises:
+        InputRefused: no pixels, fewer than the header promises, compressed, or not whole numbers of 8, 16 or 32 bits;
+            the message names no file.
+    """
+    syntax = dataset.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+    if syntax not in (*_NATIVE, RLELossless):
+        raise InputRefused("its pixels are compressed; expected uncompressed or RLE: decompress with gdcmconv --raw")
+    bits = int(dataset.get("BitsAllocated") or 0)
+    if "PixelData" not in dataset or bits not in _BITS:
+        raise InputRefused(f"no pixels, or of {bits} bits; expected whole numbers of {', '.join(map(str, _BITS))} bits")
+    expected = len(planes) * planes[0].shape[0] * planes[0].shape[1] * bits // 8
+    if syntax in _NATIVE and len(dataset.PixelData) < expected:
+        raise InputRefused(f"cut off: {len(dataset.PixelData)} of {expected} bytes of pixels; copy the file again")
+    frames = pixel_array(dataset).reshape(len(planes), planes[0].shape[1], planes[0].shape[0])
+    with np.errstate(all="ignore"):  # what does not fit float32 becomes infinite and is refused
+        slices = [
+            (frame.T * plane.slope + plane.intercept).astype(np.float32)
+            for frame, plane in zip(frames, planes, strict=True)
+        ]
+    del dataset.PixelData
+    return slices

@@ -1,0 +1,393 @@
+"""What every console surface shares."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from lfmri_runtime.console import disk, service
+from lfmri_runtime.console.health import HealthServer
+from lfmri_runtime.console.journal import AuditLog, Journal
+from lfmri_runtime.console.metrics import Metrics
+from lfmri_runtime.console.service import Service
+from lfmri_runtime.console.settings import ConsoleSettings, HealthSettings, ModelSettings, read_settings, settings_from
+from lfmri_runtime.console.station import EnhanceOptions, Station
+from lfmri_runtime.enhancer import Enhancer
+from lfmri_runtime.errors import InputRefused, TryAgainLater, UsageError
+
+from .bundles import MakeBundle
+from .heads import scan_of
+
+Get = Callable[[str], tuple[int, str]]
+
+
+class Recorder:
+    """A sink that keeps events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def record(self, event: str, fields: dict[str, Any]) -> None:
+        self.events.append((event, fields))
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def station(make_bundle: MakeBundle, recorder: Recorder) -> Iterator[Station]:
+    station = Station(ModelSettings(bundle=str(make_bundle("noisy")), warm_side=16), Journal([recorder]))
+    yield station
+    station.close()
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "lfmri.toml"
+    path.write_text(text)
+    return path
+
+
+def test_what_a_configuration_leaves_out_has_its_default(tmp_path: Path) -> None:
+    assert read_settings(write(tmp_path, "")) == ConsoleSettings()
+    found = read_settings(
+        write(tmp_path, '[mrd]\nport = 9002\n[[dicom.peers]]\ntitle = "A"\naddress = "b"\nport = 0\n')
+    )
+    assert (found.mrd.port, found.mrd.address) == (9002, "127.0.0.1")
+    assert found.dicom.peers[0].title == "A"
+    assert found.model == ConsoleSettings().model
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mrd = 3", "mrd is 3; expected an object"),
+        ("[colour]", "the key 'colour' is not known"),
+        ("[mrd]\ncolour = 1", "mrd: the key 'colour' is not known; expected address"),
+        ('[mrd]\nport = "9002"', "mrd.port is '9002'; expected int"),
+        ("[mrd]\nport = true", "mrd.port is True; expected int"),
+        ("[mrd]\nport = 70000", "mrd.port is 70000"),
+        ('[health]\nport = 1\naddress = "0.0.0.0"', "beyond_loopback"),
+        ('[dicom]\nport = 1\nspool = "s"\naddress = "::"', "beyond_loopback"),
+        ('[mrd]\nport = 1\naddress = "scanner"', "beyond_loopback"),
+        ("[dicom]\nport = 1", "dicom.spool is empty"),
+        ('[dicom]\nkey = "k"', "belong together"),
+        ("[mrd]\ntimeout_seconds = 0", "mrd.timeout_seconds is 0"),
+        ("[folder]\npoll_seconds = nan", "finite"),
+        ('[folder]\nlayout = "deep"', "expected one of plain, bids"),
+        ("[output]\nuncertainty = true", "model.samples of at least 2"),
+        ('[[dicom.peers]]\ntitle = "A"', "'address' is missing"),
+        ("[mrd", "is not TOML"),
+        ("x = " + "[" * 5000, "is not TOML"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=r"lfmri.toml|expected") as caught:
+        read_settings(write(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def test_a_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_settings(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_loopback_needs_no_permission(address: str) -> None:
+    settings_from({"mrd": {"port": 9002, "address": address}}, where="here").check()
+
+
+def test_other_addresses_need_permission() -> None:
+    open_to_all = {"mrd": {"port": 9002, "address": "0.0.0.0"}, "network": {"beyond_loopback": True}}
+    settings_from(open_to_all, where="here").check()
+
+
+def test_the_audit_log_takes_whole_lines_from_many_threads(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "audit.jsonl"
+    journal = Journal([AuditLog(path)])
+    threads = [
+        threading.Thread(target=lambda n=n: [journal.record("e", n=n, i=i, long="x" * 5000) for i in range(20)])
+        for n in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted((line["n"], line["i"]) for line in lines) == [(n, i) for n in range(5) for i in range(20)]
+    assert {line["event"] for line in lines} == {"e"}
+    assert path.stat().st_mode & 0o007 == 0
+    AuditLog(path).record("later", {})
+    assert len(path.read_text().splitlines()) == 101
+
+
+def test_an_audit_log_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TryAgainLater, match="audit log"):
+        AuditLog(tmp_path)
+    with pytest.raises(TryAgainLater, match="No space left"):
+        AuditLog(Path("/dev/full")).record("e", {})
+
+
+def test_events_become_metrics() -> None:
+    metrics = Metrics()
+    metrics.record("enhanced", {"surface": "mrd", "seconds": {"network": 2.0}})
+    metrics.record("enhanced", {"surface": "mrd", "seconds": {"network": 0.02}})
+    metrics.record("ready", {})
+    text = metrics.render(ready=True).decode()
+    found = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found["lfmri_events_total", ("event", "enhanced"), ("surface", "mrd")] == 2
+    assert found["lfmri_events_total", ("event", "ready"), ("surface", "service")] == 1
+    assert found["lfmri_stage_seconds_sum", ("stage", "network")] == pytest.approx(2.02)
+    assert found["lfmri_stage_seconds_bucket", ("le", "0.03"), ("stage", "network")] == 1
+    assert found["lfmri_ready",] == 1
+
+
+def get_from(port: int) -> Get:
+    def get(path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return get
+
+
+def test_live_ready_and_metrics_answer_apart() -> None:
+    reasons: dict[str, str | None] = {"live": None, "ready": "the model is being loaded"}
+    server = HealthServer(
+        HealthSettings(port=0), Metrics(), not_live=lambda: reasons["live"], not_ready=lambda: reasons["ready"]
+    )
+    get = get_from(server.port)
+    assert get("/live") == (200, "yes\n")
+    assert get("/ready") == (503, "the model is being loaded\n")
+    assert "lfmri_ready 0.0" in get("/metrics")[1]
+    reasons.update(live="dicom: a thread died", ready=None)
+    assert get("/live") == (503, "dicom: a thread died\n")
+    assert get("/ready") == (200, "yes\n")
+    assert "lfmri_ready 1.0" in get("/metrics")[1]
+    assert get("/other")[0] == 404
+    with pytest.raises(TryAgainLater, match="in use"):
+        HealthServer(HealthSettings(port=server.port), Metrics(), not_live=lambda: None, not_ready=lambda: None)
+    server.close()
+    with pytest.raises(urllib.error.URLError):
+        get("/live")
+
+
+def test_the_station_gives_what_the_enhancer_gives(station: Station, recorder: Recorder) -> None:
+    data, affine = scan_of(np.diag([1.5, 1.2, 5.0, 1.0]))
+    found = station.enhance(data, affine, surface="mrd", source="abc", options=EnhanceOptions(steps=2, seed=3))
+    expected = Enhancer(station.enhancer.bundle).enhance(data, affine, steps=2, seed=3, grid="input")
+    np.testing.assert_array_equal(found.mean, expected.mean)
+    ((event, said),) = recorder.events
+    assert event == "enhanced"
+    assert (said["surface"], said["source"], said["steps"], said["seed"]) == ("mrd", "abc", 2, 3)
+    assert said["bundle"] == station.enhancer.bundle.sha256
+    assert {"wait", "network"} <= set(said["seconds"])
+
+
+def test_options_left_out_are_the_configured_ones(make_bundle: MakeBundle, recorder: Recorder) -> None:
+    settings = ModelSettings(bundle=str(make_bundle("noisy")), steps=2, samples=3, seed=9)
+    station = Station(settings, Journal([recorder]))
+    data, affine = scan_of(np.diag([1.5, 1.2, 5.0, 1.0]))
+    enhanced = station.enhance(data, affine, surface="mrd", source="", options=EnhanceOptions(seed=0))
+    station.close()
+    assert [enhanced.report[name] for name in ("steps", "samples", "seed")] == [2, 3, 0]
+
+
+def test_a_refused_scan_is_in_the_journal_and_the_next_one_works(station: Station, recorder: Recorder) -> None:
+    data, affine = scan_of(np.diag([1.5, 1.2, 5.0, 1.0]))
+    with pytest.raises(InputRefused):
+        station.enhance(np.zeros_like(data), affine, surface="mrd", source="", options=EnhanceOptions())
+    station.enhance(data, affine, surface="mrd", source="", options=EnhanceOptions())
+    assert [event for event, _ in recorder.events] == ["refused", "enhanced"]
+    assert "reason" in recorder.events[0][1]
+
+
+def test_one_scan_runs_at_a_time_and_too_many_are_turned_away(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most, gate = 0, 0, threading.Event()
+    enhance = station.enhancer.enhance
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        gate.wait(30)
+        result = enhance(*arguments, **options)
+        running -= 1
+        return result
+
+    monkeypatch.setattr(station.enhancer, "enhance", slow)
+    monkeypatch.setattr(station, "_places", threading.BoundedSemaphore(3))
+    data, affine = scan_of(np.diag([1.5, 1.2, 5.0, 1.0]))
+    outcomes: list[str] = []
+
+    def ask() -> None:
+        try:
+            station.enhance(data, affine, surface="mrd", source="", options=EnhanceOptions())
+            outcomes.append("done")
+        except TryAgainLater:
+            outcomes.append("later")
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: outcomes.count("later") == 5)
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["done"] * 3 + ["later"] * 5
+    assert most == 1
+
+
+def test_a_closed_station_takes_nothing(station: Station) -> None:
+    station.close()
+    data, affine = scan_of(np.diag([1.5, 1.2, 5.0, 1.0]))
+    with pytest.raises(TryAgainLater, match="stopping"):
+        station.enhance(data, affine, surface="mrd", source="", options=EnhanceOptions())
+
+
+def test_the_watermark_says_how_much_is_missing(tmp_path: Path) -> None:
+    assert disk.shortage(tmp_path, 0) is None
+    assert "expected at least 1099511627776" in str(disk.shortage(tmp_path, 1 << 40))
+    assert "No such file" in str(disk.shortage(tmp_path / "none", 0))
+
+
+class Gate:
+    """A surface whose state the test sets."""
+
+    name = "gate"
+
+    def __init__(self, folder: Path) -> None:
+        self.folders = (folder,)
+        self.why: str | None = None
+        self.calls: list[str] = []
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def trouble(self) -> str | None:
+        return self.why
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+
+@pytest.fixture
+def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """What systemd would hear."""
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        listener.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        yield listener
+
+
+def serving(make_bundle: MakeBundle, **tables: Any) -> Service:
+    model = {"bundle": str(make_bundle()), "warm_side": 8}
+    return Service(settings_from({"model": model, **tables}, where="here"))
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_service_tells_when_it_is_ready_and_ends_at_a_signal(
+    tmp_path: Path, make_bundle: MakeBundle, notified: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "LOOK_SECONDS", 0.01)
+    tables = {"audit": {"path": str(tmp_path / "audit.jsonl")}, "health": {"port": free_port()}}
+    running, gate = serving(make_bundle, **tables), Gate(tmp_path)
+    assert running.health_port is not None
+    get = get_from(running.health_port)
+    assert get("/ready") == (503, "the model is being loaded\n")
+    heard: list[bytes] = []
+
+    def watch() -> None:
+        while b"WATCHDOG=1" not in heard:
+            heard.append(notified.recv(100))
+        heard.append(str(get("/ready")).encode())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    running.run([gate])
+    watcher.join()
+    assert heard[0] == b"READY=1"
+    assert heard[-1] == str((200, "yes\n")).encode()
+    assert gate.calls == ["start", "stop"]
+    while b"STOPPING=1" not in heard:
+        heard.append(notified.recv(100))
+    events = [json.loads(line)["event"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert events == ["ready", "stopped"]
+    assert "stopping" in str(running.not_ready())
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_service_whose_surface_dies_ends_with_the_reason(
+    tmp_path: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "LOOK_SECONDS", 0.01)
+    gate = Gate(tmp_path)
+    gate.why = "the listener died"
+    with pytest.raises(TryAgainLater, match="gate: the listener died"):
+        serving(make_bundle).run([gate])
+    assert gate.calls == ["start", "stop"]
+
+
+def test_a_full_disk_makes_a_service_not_ready_but_alive(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    running = serving(make_bundle, disk={"least_free_mib": 1 << 40})
+    running.surfaces = [Gate(tmp_path)]
+    running._why_not_ready = None
+    assert "free some space" in str(running.not_ready())
+    assert running.not_live() is None
+    running.station.close()
+
+
+def test_every_setting_is_documented() -> None:
+    for table in fields(ConsoleSettings):
+        kind = type(getattr(ConsoleSettings(), table.name))
+        assert kind.__doc__
+        for name in fields(kind):
+            assert f"        {name.name}" in kind.__doc__ or f"`{name.name}`" in kind.__doc__, (table.name, name.name)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+    """Poll until the condition holds; fail at the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
