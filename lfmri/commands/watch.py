@@ -97,9 +97,7 @@ def _in_container(settings: "ConsoleSettings") -> "list[Result]":
     options = task_options(source, EnhanceOptions(grid=settings.folder.grid))
     settings = _over(settings, "folder", {"output": str(target)})
     settings = _over(settings, "model", {"bundle": settings.model.bundle or bundle_of(os.environ)})
-    worker = make_worker(settings, _station(settings), options)
-    worker.layout.prepare()
-    return run(worker, source)
+    return run(make_worker(settings, _station(settings), options), source)
 
 
 def _station(settings: "ConsoleSettings") -> "Station":

@@ -6,6 +6,7 @@ Deploy: the HOLOSCAN variables of a MONAI application package.
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ FOLDERS = (("MERCURE_IN_DIR", "MERCURE_OUT_DIR"), ("HOLOSCAN_INPUT_PATH", "HOLOS
 MODEL = "HOLOSCAN_MODEL_PATH"
 TASK = "task.json"
 RESULT = "result.json"
+DICOM = "dicom"
 #: A task names a study's tags; more than this is none.
 MAX_TASK_BYTES = 16 << 20
 
@@ -106,6 +108,7 @@ def run(worker: Worker, folder: Path) -> list[Result]:
     """
     output = worker.layout.folder
     _check_empty(output)
+    worker.layout.prepare()
     try:
         names = files_below(folder)
     except OSError as error:
@@ -119,7 +122,8 @@ def run(worker: Worker, folder: Path) -> list[Result]:
         else:
             results.extend(worker.work(image, image.name))
     if others:
-        results.extend(worker.work(folder, folder.name))
+        results.extend(worker.work(folder, DICOM))
+        _flatten(worker.layout.folder / DICOM)
     if not results:
         raise InputRefused(f"{folder} holds no scan; expected NIfTI, MGH or DICOM files")
     write_json(output / RESULT, document_of(results, worker.station.enhancer.bundle.sha256))
@@ -134,3 +138,15 @@ def _check_empty(output: Path) -> None:
         raise TryAgainLater(f"{output}: {error.strerror}; expected a folder that can be written") from None
     if held:
         raise UsageError(f"{output} holds {len(held)} files or folders; expected an empty output folder")
+
+
+def _flatten(folder: Path) -> None:
+    """Move derived series up, under the names that mercure gives: SERIES#INSTANCE.dcm, none of them in a folder."""
+    for path in sorted(folder.glob("**/*.dcm")):
+        from lfmri_runtime.dicom.series import open_image
+
+        series = open_image(path, pixels=False).SeriesInstanceUID
+        path.rename(folder.parent / f"{series}#{path.name}")
+    for path in sorted(folder.glob("*.json")):
+        path.rename(folder.parent / path.name)
+    shutil.rmtree(folder, ignore_errors=True)

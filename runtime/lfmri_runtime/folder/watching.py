@@ -42,7 +42,7 @@ class Watcher:
         results: list[Result] = []
         for claim in self._spool.claimed():
             for path in self._places(claim.name):
-                remove_leftovers(path)
+                _remove_leftovers(path)
             results += self._settle(claim)
         for item, mark in self._looks.unchanged(self._spool.folder):
             if stopping():
@@ -89,3 +89,12 @@ class Watcher:
         short = shortage(self._worker.layout.folder, self._least_free_mib)
         if short is not None:
             raise TryAgainLater(short)
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Remove what killed runs left beside or in one of an item's places."""
+    if not place.is_dir():
+        remove_leftovers(place)
+        return
+    for leftover in place.rglob(".*.tmp.*"):
+        leftover.unlink(missing_ok=True)

@@ -69,33 +69,33 @@ class Worker:
         why = self._why_not(item)
         if why is not None:
             return (self.fail("", why),)
-        if is_image(name):
-            return (self.attempt(item, "", lambda: self._image(item, name)),)
-        from lfmri_runtime.folder.series import work_on_series
+        return self.attempt(item, "", lambda: self._image(item, name) if is_image(name) else self._dicom(item, name))
 
-        return work_on_series(self, item, name)
-
-    def attempt(self, item: Path, source: str, run: Callable[[], Result]) -> Result:
-        """Run one enhancement; every error but TryAgainLater becomes a result, so that the next item has its turn."""
+    def attempt(self, item: Path, source: str, run: Callable[[], tuple[Result, ...]]) -> tuple[Result, ...]:
+        """Run a part; every error but TryAgainLater becomes a result, so that the next item has its turn."""
         try:
             return run()
         except TryAgainLater:
             raise
         except Exception as error:  # noqa: BLE001 - whatever one item does, the watcher goes on
-            return self.fail(source, reason_of(error, item))
+            return (self.fail(source, reason_of(error, item)),)
 
     def pass_by(self, source: str, reason: str) -> Result:
         """Record that a series is none that should be enhanced."""
         self.station.journal.record(PASSED_BY, surface=SURFACE, source=source, reason=reason)
         return Result(status=PASSED_BY, source=source, reason=reason)
 
-    def sent(self, source: str, document: dict[str, Any], *, reason: str = "") -> Result:
-        """Record that the results of `document`'s run are in place."""
+    def sent(self, source: str, document: dict[str, Any]) -> Result:
+        """Record that the results of `document`'s run are in place now."""
         seconds = document["seconds"]
         stages = {stage: seconds[stage] for stage in ("read", "write")}
-        extra = {"reason": reason} if reason else {"seconds": stages}
-        self.station.journal.record("sent", surface=SURFACE, source=source, **extra)
+        self.station.journal.record("sent", surface=SURFACE, source=source, seconds=stages)
         return Result(status=ENHANCED, source=source, seconds=seconds)
+
+    def found(self, source: str, document: dict[str, Any]) -> Result:
+        """Record that they were in place before: the run that made them was killed before it could say so."""
+        self.station.journal.record("sent", surface=SURFACE, source=source, reason="the results were there already")
+        return Result(status=ENHANCED, source=source, seconds=document["seconds"])
 
     def fail(self, source: str, reason: str) -> Result:
         """Record that a scan could not be enhanced."""
@@ -108,16 +108,21 @@ class Worker:
         except OSError as error:
             return f"cannot be read ({error.strerror}); check its rights"
 
-    def _image(self, item: Path, name: str) -> Result:
+    def _dicom(self, item: Path, name: str) -> tuple[Result, ...]:
+        from lfmri_runtime.folder.series import work_on_series
+
+        return work_on_series(self, item, name)
+
+    def _image(self, item: Path, name: str) -> tuple[Result, ...]:
         outputs = self.layout.image(name)
         source = sha256_file(item)
-        return self.attempt(item, source, lambda: self._enhance(item, name, outputs, source))
+        return self.attempt(item, source, lambda: (self._enhance(item, name, outputs, source),))
 
     def _enhance(self, item: Path, name: str, outputs: Outputs, source: str) -> Result:
         bundle = self.station.enhancer.bundle
         document = finished(outputs.scan, source=source, bundle=bundle.sha256)
         if document is not None:
-            return self.sent(source, document, reason="the results were there already")
+            return self.found(source, document)
         self.station.journal.record("received", surface=SURFACE, source=source)
         check_outputs([(item, outputs)])
         started = time.perf_counter()
