@@ -48,9 +48,9 @@ def refusal(item: Path) -> str | None:
     for path in (item, *_below(item)):
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
-            return "holds a link, which may lead out of the folder; expected files themselves: copy them"
+            return "the scan is a link or holds one, which may lead anywhere; expected the files themselves: copy them"
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            return "holds something that is no file; expected regular files"
+            return "the scan is or holds something that is no file; expected regular files"
     return None
 
 

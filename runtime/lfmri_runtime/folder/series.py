@@ -72,7 +72,7 @@ def _one(worker: Worker, paths: Sequence[Path], out: Path, source: str) -> tuple
 def _finished(out: Path, source: str, bundle: str) -> dict[str, Any] | None:
     """The sidecar of a derived series if there is one of this source by this bundle; it is written last."""
     for path in sorted(out.glob("*.json")):
-        document = read_sidecar(path) or {}
+        document = read_sidecar(path.with_suffix("")) or {}
         if document.get("input", {}).get("sha256") == source and document.get("bundle", {}).get("sha256") == bundle:
             return document
     return None

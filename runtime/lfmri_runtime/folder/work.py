@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def reason_of(error: Exception, item: Path) -> str:
     """An error as one line that names no file, since a name may be a patient's."""
     if isinstance(error, LfmriError):
         text = str(error)
-        for path in sorted((item, *files_below(item)), key=lambda path: -len(str(path))):
+        for path in sorted((item, *_inside(item)), key=lambda path: -len(str(path))):
             text = text.replace(str(path), "the scan" if path == item else "a file of it")
     elif isinstance(error, OSError):
         text = f"cannot be read ({error.strerror}); check the files and their rights"
@@ -161,6 +162,12 @@ def reason_of(error: Exception, item: Path) -> str:
     else:
         text = f"unexpected {type(error).__name__}; report it with the scan's format"
     return " ".join(text.split()).encode(errors="backslashreplace").decode()
+
+
+def _inside(item: Path) -> list[Path]:
+    with suppress(OSError):
+        return files_below(item)
+    return []
 
 
 def document_of(results: Sequence[Result], bundle: str) -> dict[str, Any]:
