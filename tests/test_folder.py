@@ -546,15 +546,22 @@ def test_after_any_kill_every_scan_is_enhanced_exactly_once(
         path.rename(source / path.name)
 
     def run(number: int) -> int:
-        """Start a watcher, and end it by a signal at some moment after it began to work."""
+        """Start a watcher, and end it by a signal at some moment of its first scans."""
         before = audit.stat().st_size if audit.exists() else 0
         process = subprocess.Popen(
             [sys.executable, "-m", "lfmri", "watch", "--config", config],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=subprocess.DEVNULL,
         )
-        wait_for(lambda: audit.exists() and b'"ready"' in audit.read_bytes()[before:])
-        time.sleep(rng.uniform(0.0, 0.1))
+        done, moment = rng.randrange(3), rng.uniform(0.0, 0.04)
+
+        def far_enough() -> bool:
+            log = audit.read_bytes()[before:] if audit.exists() else b""
+            none_left = b'"ready"' in log and not any(source.glob("*.nii"))
+            return none_left or (b'"received"' in log and log.count(b'"sent"') >= done)
+
+        wait_for(far_enough)
+        time.sleep(moment)
         process.send_signal(number)
         return process.wait(DEADLINE)
 
@@ -566,7 +573,7 @@ def test_after_any_kill_every_scan_is_enhanced_exactly_once(
             path.name for folder in (source, source / "working", source / "done") for path in folder.glob("*.nii")
         )
         assert lying == sorted(sums), "none is lost or doubled"
-    assert half_done, "some kill must hit a scan"
+    assert half_done >= kills // 4, "kills must hit scans"
     assert run(signal.SIGTERM) == 0
     assert not any((source / "working").iterdir()), "the current scan is finished"
     subprocess.run(
