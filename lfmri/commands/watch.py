@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,9 @@ def _over(settings: "ConsoleSettings", table: str, values: dict[str, str]) -> "C
 
 def _serve(settings: "ConsoleSettings") -> None:
     from lfmri_runtime.console.service import Service
-    from lfmri_runtime.folder.surface import FolderSurface
+    from lfmri_runtime.folder.surface import FolderSurface, check
 
+    check(settings.folder)
     service = Service(settings, sinks=[Echo()])
     service.run([FolderSurface(settings, service.station)])
 
@@ -80,12 +82,12 @@ def _look_twice(settings: "ConsoleSettings") -> "list[Result]":
 
     check(settings.folder)
     worker = make_worker(settings, _station(settings), EnhanceOptions(grid=settings.folder.grid))
-    spool = Spool(Path(settings.folder.input), worker.layout.folder)
-    worker.layout.prepare()
-    watcher = Watcher(spool, worker, least_free_mib=settings.disk.least_free_mib)
-    results = watcher.look()
-    time.sleep(settings.folder.poll_seconds)
-    return results + watcher.look()
+    with closing(Spool(Path(settings.folder.input), worker.layout.folder)) as spool:
+        worker.layout.prepare()
+        watcher = Watcher(spool, worker, least_free_mib=settings.disk.least_free_mib)
+        results = watcher.look()
+        time.sleep(settings.folder.poll_seconds)
+        return results + watcher.look()
 
 
 def _in_container(settings: "ConsoleSettings") -> "list[Result]":
@@ -95,7 +97,7 @@ def _in_container(settings: "ConsoleSettings") -> "list[Result]":
 
     source, target = folders_of(os.environ)
     options = task_options(source, EnhanceOptions(grid=settings.folder.grid))
-    settings = _over(settings, "folder", {"output": str(target)})
+    settings = _over(settings, "folder", {"input": str(source), "output": str(target)})
     settings = _over(settings, "model", {"bundle": settings.model.bundle or bundle_of(os.environ)})
     return run(make_worker(settings, _station(settings), options), source)
 

@@ -5,6 +5,7 @@ of derivatives. https://bids-specification.readthedocs.io
 """
 
 import json
+import os
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,15 @@ _NAME = re.compile(
 )
 #: The validator is told of what is no part of the data set.
 IGNORED = "*.result.json\n"
+DESCRIPTION = (
+    "desc-enhanced: a high-field-like image that a neural network made from a low-field scan; desc-uncertainty: its "
+    "standard deviation over samples; neither was measured."
+)
+README = """# Enhanced scans
+
+High-field-like images that a neural network made from low-field scans; not measured, not for diagnosis. Beside each
+image a JSON file says how it was made. The raw scans are where `DatasetLinks` in dataset_description.json points.
+"""
 
 
 class Bids:
@@ -34,17 +44,19 @@ class Bids:
 
     Args:
         folder: OUT, the data set.
+        source: where scans come from; the data set links to it as `raw`.
         bundle: that enhances.
         uncertainty: whether desc-uncertainty is written too.
     """
 
-    def __init__(self, folder: Path, bundle: Bundle, *, uncertainty: bool) -> None:
+    def __init__(self, folder: Path, source: Path, bundle: Bundle, *, uncertainty: bool) -> None:
         self.folder = folder
+        self._source = source
         self._bundle = bundle
         self._uncertainty = uncertainty
 
     def prepare(self) -> None:
-        """Write dataset_description.json, and say what is no part of the data set.
+        """Write dataset_description.json, a README, and what is no part of the data set.
 
         Raises:
             InputRefused: the folder is a data set of another kind.
@@ -56,11 +68,13 @@ class Bids:
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [self._generator()],
+            "DatasetLinks": {"raw": os.path.relpath(self._source, self.folder)},
         }
         if place.exists():
             _check_derivative(place)
             return
         write_text(self.folder / ".bidsignore", IGNORED)
+        write_text(self.folder / "README.md", README)
         write_json(place, description)
 
     def image(self, name: str) -> Outputs:
@@ -92,9 +106,10 @@ class Bids:
         entities = parse(name)
         session = f"ses-{entities['ses']}/" if "ses" in entities else ""
         return {
-            "Description": "High-field-like image that a neural network made from a low-field scan; not measured.",
+            "Description": DESCRIPTION,
             "Sources": [f"bids:raw:sub-{entities['sub']}/{session}anat/{name}"],
             "GeneratedBy": [self._generator()],
+            "SkullStripped": False,  # raw data are not, and nothing is stripped here
         }
 
     def _generator(self) -> dict[str, str]:

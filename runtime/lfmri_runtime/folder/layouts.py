@@ -45,7 +45,7 @@ class Layout(Protocol):
         ...
 
     def details(self, name: str) -> dict[str, Any]:
-        """What the sidecar says beside the run itself."""
+        """What the sidecar says beside the run itself, and the uncertainty's alone."""
         ...
 
 
@@ -97,12 +97,8 @@ def places(layout: Layout, name: str) -> list[Path]:
     if not is_image(name):
         return [layout.series(name), result_path(layout, name)]
     outputs = layout.image(name)
-    return [
-        outputs.scan,
-        sidecar_path(outputs.scan),
-        *([outputs.uncertainty] if outputs.uncertainty else []),
-        result_path(layout, name),
-    ]
+    images = [path for path in (outputs.scan, outputs.uncertainty) if path is not None]
+    return [*images, *map(sidecar_path, images), result_path(layout, name)]
 
 
 def is_taken(layout: Layout, name: str) -> bool:

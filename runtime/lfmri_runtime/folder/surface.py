@@ -99,7 +99,7 @@ def make_worker(settings: ConsoleSettings, station: Station, options: EnhanceOpt
     """A worker with the layout that the settings name."""
     folder, uncertainty = Path(settings.folder.output), settings.output.uncertainty
     layout: Layout = (
-        Bids(folder, station.enhancer.bundle, uncertainty=uncertainty)
+        Bids(folder, Path(settings.folder.input), station.enhancer.bundle, uncertainty=uncertainty)
         if settings.folder.layout == "bids"
         else Plain(folder, uncertainty=uncertainty)
     )
