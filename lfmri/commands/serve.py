@@ -68,4 +68,8 @@ def surfaces_of(settings: "ConsoleSettings", service: "Service") -> "list[Surfac
         from lfmri_runtime.folder.surface import FolderSurface
 
         surfaces.append(FolderSurface(settings, service.station))
+    if settings.mrd.port:
+        from lfmri_runtime.mrd.server import MrdServer
+
+        surfaces.append(MrdServer(settings.mrd, settings.output, service.station))
     return surfaces
