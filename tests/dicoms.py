@@ -1,5 +1,6 @@
 """DICOM series that are built by hand, as scanners write them: classic MR, one file a slice, and Enhanced MR."""
 
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
+from lfmri_runtime.dicom.parsing import quiet
+
 from .heads import scan_of
+from .peers import require_peer
 
 STUDY = "1.2.826.0.1.3680043.9.7.1"
 SERIES = f"{STUDY}.2"
@@ -103,7 +107,8 @@ def classic(folder: Path, *, change: Change = lambda ds, k: None, shape: tuple[i
         ds.WindowCenter, ds.WindowWidth = "200", "400"
         pixels(ds, np.rint((data[..., k].T + 10) / 0.5).astype(np.int16))
         ds.SmallestImagePixelValue, ds.LargestImagePixelValue = 20, 900
-        change(ds, k)
+        with quiet():
+            change(ds, k)
         paths.append(save(ds, folder / f"{number:03d}.dcm"))
     return paths
 
@@ -114,7 +119,8 @@ def save(ds: Dataset, path: Path, *, syntax: str = ExplicitVRLittleEndian) -> Pa
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = syntax
     stream = BytesIO()
-    ds.save_as(stream, enforce_file_format=True)
+    with quiet():
+        ds.save_as(stream, enforce_file_format=True)
     path.write_bytes(stream.getvalue())
     return path
 
@@ -179,9 +185,15 @@ def enhanced(path: Path, *, change: Callable[[Dataset], object] = lambda ds: Non
         for k in INTERLEAVED
     ]
     pixels(ds, np.rint(data[..., INTERLEAVED].T * 10).astype(np.uint16))
-    change(ds)
+    with quiet():
+        change(ds)
     return save(ds, path)
 
 
 def code(value: str, scheme: str, meaning: str) -> Dataset:
     return item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+def require_program(name: str) -> None:
+    """A DICOM tool that a test compares with."""
+    require_peer(name, shutil.which(name) is not None)

@@ -12,9 +12,9 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.dicom.classic import slice_dataset
 from lfmri_runtime.dicom.encoding import encoding_for
-from lfmri_runtime.dicom.identity import derived_uid
+from lfmri_runtime.dicom.identity import derived_uid, recipe
 from lfmri_runtime.dicom.multiframe import stack_dataset
-from lfmri_runtime.dicom.parsing import quiet, refusing
+from lfmri_runtime.dicom.parsing import refusing
 from lfmri_runtime.dicom.planes import planes_of
 from lfmri_runtime.dicom.series import Series
 from lfmri_runtime.dicom.target import ENHANCED, UNCERTAINTY, Product, Target
@@ -26,6 +26,7 @@ from lfmri_runtime.files import atomic_write, check_writable
 DEFAULT_LABEL = "enhanced by lfmri - not for diagnosis"
 #: A label shares SeriesDescription's 64 characters (LO, PS3.5 6.2) with " uncertainty" and the original's text.
 MAX_LABEL = 40
+_UNWRITABLE = "elements of the original cannot be written again"
 _IMPLEMENTATION = derived_uid("implementation", "lfmri")
 
 
@@ -88,12 +89,15 @@ def _target(
     product: Product, series: Series, enhanced: Enhanced, volume: NDArray[np.float32], bundle: Bundle, label: str
 ) -> Target:
     check_label(label)
-    source = series.datasets[0]
-    with quiet():
+    with refusing("the series", _UNWRITABLE):
+        source = series.datasets[0]
         first = planes_of(source)[0]
         signed = bool(source.get("PixelRepresentation"))
+        slices = sorted(str(dataset.get("SOPInstanceUID") or "") for dataset in series.datasets)
     encoding = encoding_for(volume, signed=signed, slope=first.slope, intercept=first.intercept)
-    return Target(product, series, volume, enhanced.affine, encoding, bundle, enhanced.report, label)
+    made = recipe(bundle, enhanced.report, label=label)
+    uid = derived_uid("series", product.name, series.uid, *slices, *made)
+    return Target(product, uid, series, volume, enhanced.affine, encoding, bundle, enhanced.report, label)
 
 
 def _write(folder: Path, target: Target) -> list[Path]:
@@ -101,7 +105,7 @@ def _write(folder: Path, target: Target) -> list[Path]:
     paths = [folder / f"{target.instance_uid(index)}.dcm" for index in range(count)]
     check_writable(paths[0])
     for index, path in enumerate(paths):
-        with refusing(folder, "elements of the original cannot be written"):
+        with refusing("the series", _UNWRITABLE):
             content = _encoded(stack_dataset(target) if target.series.frames else slice_dataset(target, index))
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)

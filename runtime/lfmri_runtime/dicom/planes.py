@@ -66,8 +66,10 @@ def planes_of(dataset: Any) -> list[Plane]:
     """
     shape = _shape(dataset)
     frames = int(dataset.get("NumberOfFrames") or 1)
-    if not 1 <= frames * math.prod(shape) <= MAX_VOXELS:
-        raise InputRefused(f"the header promises {frames} x {shape[1]} x {shape[0]} voxels; at most {MAX_VOXELS} fit")
+    if min(frames, *shape) < 1 or frames * math.prod(shape) > MAX_VOXELS:
+        raise InputRefused(
+            f"the header promises {frames} x {shape[1]} x {shape[0]} voxels; expected 1 to {MAX_VOXELS}: export again"
+        )
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if not groups and frames == 1:
         return [_plane([dataset], shape)]

@@ -165,8 +165,8 @@ def _notes(dataset: Any, plane: Plane, affine: NDArray[np.float64]) -> tuple[str
             f"the header has slices {plane.distance:g} mm apart, their positions {distance:.4g} mm; "
             "the positions were used"
         )
-    if plane.spacing == (1.0, 1.0):
-        notes.append("pixels of exactly 1 mm in the header: some consoles write that whatever the scan; check it")
+        if plane.spacing == (1.0, 1.0):
+            notes.append("its pixels are of exactly 1 mm there too, which nothing contradicts: check them")
     if "ImagePositionPatient" not in dataset and RETIRED["ImagePositionPatient"] in dataset:
         notes.append("slice positions stand only in retired elements (0020,0030) and (0020,0035); they were used")
     return tuple(notes)

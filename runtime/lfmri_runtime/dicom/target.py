@@ -12,7 +12,7 @@ from pydicom.uid import EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageSt
 
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.dicom.encoding import Encoding
-from lfmri_runtime.dicom.identity import SCHEME, SOURCE_IMAGE, code, derived_uid, equipment, recipe
+from lfmri_runtime.dicom.identity import SCHEME, SOURCE_IMAGE, code, derived_uid, equipment
 from lfmri_runtime.dicom.planes import RETIRED
 from lfmri_runtime.dicom.series import Series
 
@@ -63,6 +63,7 @@ class Target:
 
     Attributes:
         product: what it is.
+        uid: its SeriesInstanceUID: another for other slices, another model, other settings or another label.
         series: its source.
         volume: (i, j, k), its values.
         affine: of the volume, voxel to mm, RAS+.
@@ -73,6 +74,7 @@ class Target:
     """
 
     product: Product
+    uid: str
     series: Series
     volume: NDArray[np.float32]
     affine: NDArray[np.float64]
@@ -80,13 +82,6 @@ class Target:
     bundle: Bundle
     report: dict[str, Any]
     label: str
-
-    @cached_property
-    def uid(self) -> str:
-        """SeriesInstanceUID: another for other slices, another model, other settings or another label."""
-        slices = sorted(str(dataset.get("SOPInstanceUID") or "") for dataset in self.series.datasets)
-        made = recipe(self.bundle, self.report, label=self.label)
-        return derived_uid("series", self.product.name, self.series.uid, *slices, *made)
 
     @cached_property
     def same_grid(self) -> bool:
