@@ -35,7 +35,7 @@ class FolderSurface:
         self._stopping = threading.Event()
         self._trouble: str | None = None
         self._delay = ""
-        self._thread = threading.Thread(target=self._run, name=SURFACE)
+        self._thread = threading.Thread(target=self._run, name=SURFACE, daemon=True)
         self._spool: Spool | None = None
 
     def start(self) -> None:
