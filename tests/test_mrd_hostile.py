@@ -70,7 +70,11 @@ def serve(echo: EchoStation) -> Iterator[Callable[..., MrdServer]]:
     servers = []
 
     def start(station: Any = echo, **settings: Any) -> MrdServer:
-        server = MrdServer(MrdSettings(**{"timeout_seconds": DEADLINE, **settings}), OutputSettings(), station)
+        server = MrdServer(
+            MrdSettings(**{"timeout_seconds": DEADLINE, "idle_seconds": DEADLINE, **settings}),
+            OutputSettings(),
+            station,
+        )
         server.start()
         servers.append(server)
         return server
@@ -86,7 +90,8 @@ def served(stream: bytes, station: Any) -> mrd.Answer:
     with ours:
         ours.sendall(stream)
         ours.shutdown(socket.SHUT_WR)
-        Session(Channel(theirs), output=OutputSettings(), station=station, seconds=DEADLINE).run()
+        settings = MrdSettings(timeout_seconds=DEADLINE, idle_seconds=DEADLINE)
+        Session(Channel(theirs), settings=settings, output=OutputSettings(), station=station).run()
         return mrd.parse(mrd.read_all(ours))
 
 
@@ -191,13 +196,24 @@ def ended(server: MrdServer) -> bool:
 
 @pytest.mark.parametrize("first", [b"", mrd.configuration("lfmri"), GOOD[:-2000], GOOD[:1500]])
 def test_a_silent_or_half_open_client_times_out(serve: Callable[..., MrdServer], first: bytes) -> None:
-    server = serve(timeout_seconds=0.2)
+    server = serve(timeout_seconds=0.2, idle_seconds=0.2)
     with mrd.connect(server.address) as client:
         client.sendall(first)
         answer = mrd.parse(mrd.read_all(client))
     assert answer.error is not None
     assert "came" in answer.error or "in time" in answer.error
     assert ended(server)
+
+
+def test_a_client_may_wait_longer_between_messages_than_within_one(serve: Callable[..., MrdServer]) -> None:
+    server = serve(timeout_seconds=0.2)
+    with mrd.connect(server.address) as client:
+        client.sendall(mrd.configuration("lfmri"))
+        time.sleep(0.5)  # past the limit for one message; waiting shorter could only hide a fault
+        client.sendall(GOOD)
+        answer = mrd.parse(mrd.read_all(client))
+    assert answer.error is None
+    assert answer.images
 
 
 def test_a_client_that_drips_bytes_times_out(serve: Callable[..., MrdServer]) -> None:

@@ -118,8 +118,7 @@ class MrdServer:
                 raise TryAgainLater("the service is stopping; send this scan again later")
 
         channel = Channel(connection, on_wait=look)
-        seconds = self.settings.timeout_seconds
-        session = Session(channel, output=self.output, station=self.station, seconds=seconds)
+        session = Session(channel, settings=self.settings, output=self.output, station=self.station)
         session.run()
 
     def _turn_away(self, connection: socket.socket) -> None:

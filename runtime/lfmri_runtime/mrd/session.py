@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from lfmri_runtime.console.settings import OutputSettings
+from lfmri_runtime.console.settings import MrdSettings, OutputSettings
 from lfmri_runtime.console.station import EnhanceOptions, Station
 from lfmri_runtime.errors import InputRefused, LfmriError, TryAgainLater, UsageError
 from lfmri_runtime.mrd.answer import answers
@@ -29,14 +29,14 @@ class Session:
         channel: the client's; closed at the end of `run`.
         output: label and whether the uncertainty leaves.
         station: enhances.
-        seconds: longest wait for a message, for it to arrive whole, and for the client to take an answer.
+        settings: the longest waits.
     """
 
-    def __init__(self, channel: Channel, *, output: OutputSettings, station: Station, seconds: float) -> None:
+    def __init__(self, channel: Channel, *, settings: MrdSettings, output: OutputSettings, station: Station) -> None:
         self.channel = channel
         self.output = output
         self.station = station
-        self.seconds = seconds
+        self.settings = settings
         self.parameters = Parameters()
         self.space: ReconSpace | None = None
         self._images: list[Image] = []
@@ -70,8 +70,11 @@ class Session:
 
     def _serve(self) -> None:
         while True:
+            self.channel.make_room(seconds=self.settings.timeout_seconds)
             try:
-                message, content = read_message(self.channel, seconds=self.seconds)
+                message, content = read_message(
+                    self.channel, idle=self.settings.idle_seconds, seconds=self.settings.timeout_seconds
+                )
             except EOFError:
                 if self._images:
                     raise InputRefused(
@@ -85,7 +88,7 @@ class Session:
             self._note_sent()
         self._finish_series()
         self.channel.send(close_message())
-        self.channel.flush(seconds=self.seconds)
+        self.channel.flush(seconds=self.settings.timeout_seconds)
         self._note_sent()
 
     def _take(self, message: Id, content: str | Image | None) -> None:
@@ -186,6 +189,6 @@ class Session:
     def _fail(self, event: str, reason: str) -> None:
         self.channel.send(text_message(f"ERR lfmri: {reason}"), close_message())
         with suppress(InputRefused):  # a client that does not read does not learn why
-            self.channel.flush(seconds=self.seconds)
+            self.channel.flush(seconds=self.settings.timeout_seconds)
         if not self._recorded:
             self.station.journal.record(event, surface="mrd", reason=reason)

@@ -60,12 +60,13 @@ def close_message() -> bytes:
     return _U16.pack(Id.CLOSE)
 
 
-def read_message(channel: Channel, *, seconds: float) -> tuple[Id, str | Image | None]:
+def read_message(channel: Channel, *, idle: float, seconds: float) -> tuple[Id, str | Image | None]:
     """Read the next message.
 
     Args:
         channel: to read from.
-        seconds: longest wait for the message to begin, and from there for it to arrive whole.
+        idle: longest wait for the message to begin.
+        seconds: longest time from there for it to arrive whole.
 
     Returns:
         The id with a text, an image, or None for what holds nothing or was skipped.
@@ -75,7 +76,7 @@ def read_message(channel: Channel, *, seconds: float) -> tuple[Id, str | Image |
         EOFError: the client ended the stream without a close message.
         OSError: the connection broke.
     """
-    first = channel.read_first(_U16.size, seconds=seconds)
+    first = channel.read_first(_U16.size, seconds=idle)
     if not first:
         raise EOFError
     deadline = time.monotonic() + seconds
