@@ -21,10 +21,9 @@ _DROPPED = (
     "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
     "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "IconImageSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation", "WindowCenter",
-    "WindowWidth", "RescaleType", "RescaleSlope", "RescaleIntercept",
-    "RealWorldValueMappingSequence", "SourceImageSequence", "SeriesDescriptionCodeSequence", "InstanceCreationDate",
-    "InstanceCreationTime", "InstanceCreatorUID", "MACParametersSequence", "DigitalSignaturesSequence",
-    "DataSetTrailingPadding", "FloatPixelData", "DoubleFloatPixelData", "PixelData",
+    "WindowWidth", "RescaleType", "RescaleSlope", "RescaleIntercept", "RealWorldValueMappingSequence",
+    "SourceImageSequence", "SeriesDescriptionCodeSequence", "InstanceCreationDate", "InstanceCreationTime",
+    "InstanceCreatorUID", "MACParametersSequence", "DigitalSignaturesSequence", "DataSetTrailingPadding",
 )  # fmt: skip
 #: Elements that one series has in common (C.7.3.1) and one time of content, all taken from its first slice.
 _OF_THE_SERIES = ("SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "SeriesNumber", "SeriesDescription")
@@ -120,7 +119,7 @@ class Target:
         contributors = [*(dataset.get("ContributingEquipmentSequence") or []), equipment(self.bundle)]
         dataset.ContributingEquipmentSequence = contributors
         dataset.Columns, dataset.Rows = self.volume.shape[:2]
-        dataset.SamplesPerPixel = 1
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
         dataset.BitsAllocated = dataset.BitsStored = 16
         dataset.HighBit = 15
         dataset.PixelRepresentation = int(self.encoding.dtype.kind == "i")
