@@ -227,6 +227,16 @@ def test_a_slice_names_its_own_source_and_keeps_its_place(plain: Case) -> None:
             assert ds[name].value == original[name].value
 
 
+def test_a_frame_names_its_own_source_and_keeps_its_place(enhancer: Enhancer, tmp_path: Path) -> None:
+    case = Case(enhancer, tmp_path, "enhanced", "input")
+    (original,), (derived,) = (map(pydicom.dcmread, paths) for paths in (case.originals, case.derived))
+    pairs = zip(original.PerFrameFunctionalGroupsSequence, derived.PerFrameFunctionalGroupsSequence, strict=True)
+    for number, (before, after) in enumerate(pairs, start=1):
+        assert after.PlanePositionSequence == before.PlanePositionSequence
+        assert after.FrameContentSequence == before.FrameContentSequence
+        assert after.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber == number
+
+
 def test_slices_between_two_sources_name_both(enhancer: Enhancer, tmp_path: Path) -> None:
     case = Case(enhancer, tmp_path, "classic", "isotropic")
     z = [float(case.series.affine[:3, 2] @ case.series.affine[:3, 2]) ** 0.5 * k for k in range(SHAPE[2])]
