@@ -210,7 +210,8 @@ def test_what_its_sender_goes_on_writing_after_the_claim_is_waited_for_again(
         return enhance(*arguments, **named)
 
     monkeypatch.setattr(folders.station, "enhance", late)
-    assert folders.look() == []
+    with pytest.raises(TryAgainLater, match="changed while"):
+        folders.look()
     assert tree(folders.input) == {"scan.nii.gz"}
     assert tree(folders.output) == set()
     assert [result.status for result in folders.look()] == ["enhanced"]
@@ -321,19 +322,31 @@ def test_a_scan_that_fails_does_not_stop_the_next(
 def test_a_machine_that_cannot_finish_keeps_the_scan_for_later(
     folders: Folders, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: Any, **named: Any) -> None:
-        raise TryAgainLater("disk full")
+    def full(path: Path, content: object) -> None:
+        raise TryAgainLater(f"{path}: disk full")
 
-    folders.drop(scan)
-    monkeypatch.setattr(work, "write_outputs", full)
-    with pytest.raises(TryAgainLater):
-        folders.look()
-    assert tree(folders.input) == {"working/scan.nii.gz"}
-    with pytest.raises(TryAgainLater):
-        folders.look()
+    folders.drop(scan, "DOE.nii.gz")
+    monkeypatch.setattr("lfmri_runtime.job.write_json", full)  # the image is written, its sidecar is not
+    for _ in range(3):
+        with pytest.raises(TryAgainLater, match="an output: disk full"):
+            folders.look()
+        assert tree(folders.input) == {"DOE.nii.gz"}
+        assert tree(folders.output) == set()
     monkeypatch.undo()
-    assert [result.status for result in folders.look(1)] == ["enhanced"]
-    assert tree(folders.input) == {"done/scan.nii.gz"}
+    assert [result.status for result in folders.look()] == ["enhanced"]
+    assert tree(folders.input) == {"done/DOE.nii.gz"}
+    assert tree(folders.output) == {"DOE.nii.gz", "DOE.json", "DOE.result.json"}
+
+
+def test_a_link_in_the_output_folder_is_not_followed(folders: Folders, scan: Path, tmp_path: Path) -> None:
+    dicoms.classic(folders.input / "series")
+    folders.drop(scan)
+    for name in ("series", "scan.nii.gz"):
+        (folders.output / name).symlink_to(tmp_path / "elsewhere")
+    assert [result.status for result in folders.look()] == ["enhanced"] * 2
+    assert not (tmp_path / "elsewhere").exists()
+    assert (folders.output / "series-2").is_dir()
+    assert (folders.output / "scan-2.nii.gz").is_file()
 
 
 def test_nothing_is_claimed_while_the_disk_is_short(tmp_path: Path, station: Station, scan: Path) -> None:

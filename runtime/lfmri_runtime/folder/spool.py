@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lfmri_runtime.errors import TryAgainLater, UsageError
 from lfmri_runtime.files import write_text
-from lfmri_runtime.folder.items import DONE, FAILED, WORKING, Mark, mark_of
+from lfmri_runtime.folder.items import DONE, FAILED, WORKING, Mark, is_whole_name, mark_of
 from lfmri_runtime.folder.names import free_name
 
 LOCK = ".lfmri.lock"
@@ -52,8 +52,8 @@ class Spool:
         self._locks.close()
 
     def claimed(self) -> list[Path]:
-        """What lies in working/: at most one item, left by a run that was ended or could not go on."""
-        return sorted(self._working.iterdir())
+        """What lies in working/: at most one item, left by a run that was killed."""
+        return sorted(path for path in self._working.iterdir() if is_whole_name(path.name))
 
     def claim(self, item: Path, mark: Mark, taken: Callable[[str], bool]) -> Path | None:
         """Move an item into working/; None where it has changed or gone.
