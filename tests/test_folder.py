@@ -90,7 +90,7 @@ class Folders:
         self.open()
 
     def open(self) -> None:
-        self.spool = Spool(self.input, self.output)
+        self.spool = Spool(self.input, self.output, layout="plain")
         self.worker = make_worker(self.settings, self.station, EnhanceOptions())
         self.watcher = Watcher(self.spool, self.worker, least_free_mib=self.settings.disk.least_free_mib)
 
@@ -176,10 +176,14 @@ def test_a_file_that_grows_is_left_until_it_is_whole(folders: Folders, scan: Pat
     assert [result.status for result in folders.look(1)] == ["enhanced"]
 
 
-def test_a_file_of_the_same_size_that_is_written_anew_is_left(folders: Folders, scan: Path) -> None:
+@pytest.mark.parametrize("change", ["time", "size"])
+def test_a_file_of_which_only_one_of_size_and_time_changes_is_left(folders: Folders, scan: Path, change: str) -> None:
     target = folders.drop(scan)
+    before = target.stat().st_mtime_ns
     folders.look(1)
-    os.utime(target, ns=(1, 1))
+    if change == "size":
+        target.write_bytes(target.read_bytes()[:-1])
+    os.utime(target, ns=(1, 1) if change == "time" else (before, before))
     assert folders.look(1) == []
     assert len(folders.look(1)) == 1
 
@@ -284,11 +288,15 @@ def pipe(place: Path, scan: Path) -> None:
     os.mkfifo(place)
 
 
-@pytest.mark.parametrize("make", [link_to_a_scan, folder_with_a_link, pipe])
-def test_links_and_pipes_are_refused_unopened(folders: Folders, scan: Path, make: Callable[[Path, Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("make", "said"), [(link_to_a_scan, "a link"), (folder_with_a_link, "a link"), (pipe, "no file")]
+)
+def test_links_and_pipes_are_refused_unopened(
+    folders: Folders, scan: Path, make: Callable[[Path, Path], None], said: str
+) -> None:
     make(folders.input / "a.nii.gz", scan)
     assert [result.status for result in folders.look()] == ["failed"]
-    assert "expected" in folders.reason("a.nii.gz")
+    assert said in folders.reason("a.nii.gz")
     assert tree(folders.output) == set()
     assert scan.is_file()
 
@@ -361,18 +369,18 @@ def test_nothing_is_claimed_while_the_disk_is_short(tmp_path: Path, station: Sta
 
 def test_two_watchers_do_not_share_a_folder(folders: Folders, tmp_path: Path) -> None:
     with pytest.raises(TryAgainLater, match="another watcher holds"):
-        Spool(folders.input, tmp_path / "elsewhere")
+        Spool(folders.input, tmp_path / "elsewhere", layout="plain")
     with pytest.raises(TryAgainLater, match="another watcher holds"):
-        Spool(tmp_path / "second", folders.output)
-    Spool(tmp_path / "second", tmp_path / "elsewhere").close()
+        Spool(tmp_path / "second", folders.output, layout="plain")
+    Spool(tmp_path / "second", tmp_path / "elsewhere", layout="plain").close()
     folders.spool.close()
-    Spool(folders.input, folders.output).close()
+    Spool(folders.input, folders.output, layout="plain").close()
 
 
 @pytest.mark.parametrize("output", ["in", "in/out", "in/x/../out"])
 def test_an_output_inside_the_input_is_refused(tmp_path: Path, output: str) -> None:
     with pytest.raises(UsageError, match="expected an output folder outside of it"):
-        Spool(tmp_path / "in", tmp_path / output)
+        Spool(tmp_path / "in", tmp_path / output, layout="plain")
 
 
 # Taken up again
@@ -401,6 +409,21 @@ def test_finished_work_is_recognised_and_half_done_work_is_done_again(
     assert (folders.output / "scan.nii.gz").read_bytes() == expected
     assert tree(folders.output) == {"scan.nii.gz", "scan.json", "scan.result.json"}
     assert tree(folders.input) == {"done/scan.nii.gz"}
+
+
+def test_work_for_another_output_folder_replaces_nothing_here(folders: Folders, scan: Path, tmp_path: Path) -> None:
+    folders.drop(scan)
+    (folders.input / "scan.nii.gz").rename(folders.input / "working" / "scan.nii.gz")
+    folders.spool.close()
+    folders.settings = replace(folders.settings, folder=replace(folders.settings.folder, output=str(tmp_path / "new")))
+    folders.output = tmp_path / "new"
+    folders.output.mkdir()
+    (folders.output / "scan.nii.gz").write_text("theirs")
+    folders.open()
+    assert folders.look(1) == []
+    folders.look(1)
+    assert (folders.output / "scan.nii.gz").read_text() == "theirs"
+    assert tree(folders.output) == {"scan.nii.gz", "scan-2.nii.gz", "scan-2.json", "scan-2.result.json"}
 
 
 # DICOM
@@ -503,7 +526,7 @@ def test_the_surface_enhances_until_it_is_stopped_and_finishes_what_it_has_begun
     assert surface.trouble() is None
     states = sorted(path.split("/")[0] for path in tree(folders.input))
     assert states in (["b.nii.gz", "done"], ["a.nii.gz", "done"])
-    Spool(folders.input, folders.output).close()
+    Spool(folders.input, folders.output, layout="plain").close()
 
 
 def test_a_surface_whose_folder_is_gone_is_in_trouble(surface: FolderSurface, folders: Folders) -> None:

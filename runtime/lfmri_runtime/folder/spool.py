@@ -24,13 +24,14 @@ class Spool:
     Args:
         folder: IN; its three subfolders are made.
         output: OUT, which no other watcher may write to; it is made.
+        layout: of OUT, by name.
 
     Raises:
         UsageError: OUT is IN or lies in it.
         TryAgainLater: another watcher holds one of them, or they cannot be written.
     """
 
-    def __init__(self, folder: Path, output: Path) -> None:
+    def __init__(self, folder: Path, output: Path, *, layout: str) -> None:
         if output.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"{output} lies in the watched {folder}; expected an output folder outside of it")
         self.folder = folder
@@ -45,11 +46,20 @@ class Spool:
                 raise TryAgainLater(f"{place}: {error.strerror}; expected a folder that can be written") from None
             for place in (folder, output):
                 lock(place, self._locks)
+            self._let_go(f"{layout} {output.resolve()}")
             undo.pop_all()
 
     def close(self) -> None:
         """Let another watcher have the folders."""
         self._locks.close()
+
+    def _let_go(self, place: str) -> None:
+        """Let what was claimed for results elsewhere wait in IN again: here its name may be another's."""
+        note = self.folder / LOCK
+        if note.read_bytes() != os.fsencode(place):
+            for claim in self.claimed():
+                self.give_back(claim)
+            note.write_bytes(os.fsencode(place))
 
     def claimed(self) -> list[Path]:
         """What lies in working/: at most one item, left by a run that was killed."""

@@ -45,7 +45,8 @@ class Watcher:
         results: list[Result] = []
         for claim in self._spool.claimed():
             for place in self._places(claim.name):
-                _remove_leftovers(place)
+                with suppress(TryAgainLater):  # hidden files do no harm
+                    _remove_leftovers(place)
             results += self._settle(claim)
         for item, mark in self._looks.unchanged(self._spool.folder):
             short = shortage(self._worker.layout.folder, self._least_free_mib)
