@@ -222,6 +222,24 @@ def test_what_its_sender_goes_on_writing_after_the_claim_is_waited_for_again(
     assert tree(folders.output) == {"scan.nii.gz", "scan.json", "scan.result.json"}
 
 
+def test_the_oldest_comes_first_and_what_changes_while_it_waits_is_left(
+    folders: Folders, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, name in ((30, "a.nii.gz"), (10, "b.nii.gz"), (20, "c.nii.gz")):
+        os.utime(folders.drop(scan, name), (1e9 - age, 1e9 - age))
+    enhance = folders.station.enhance
+
+    def meanwhile(*arguments: Any, **named: Any) -> Enhanced:
+        assert tree(folders.input) == {"working/a.nii.gz", "b.nii.gz", "c.nii.gz"}
+        monkeypatch.undo()
+        os.utime(folders.input / "c.nii.gz")
+        return enhance(*arguments, **named)
+
+    monkeypatch.setattr(folders.station, "enhance", meanwhile)
+    assert len(folders.look()) == 2
+    assert tree(folders.input) == {"done/a.nii.gz", "done/b.nii.gz", "c.nii.gz"}
+
+
 # Names
 
 
