@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lfmri_runtime.console.disk import shortage
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import (
     ConsoleSettings,
@@ -149,7 +150,7 @@ def test_a_scan_is_enhanced_beside_its_unchanged_original(
     (said,) = document["scans"]
     assert (said["status"], said["source"], said["reason"]) == ("enhanced", source, "")
     assert said["milliseconds"].keys() == STAGES == result.seconds.keys()
-    assert all(type(value) is int for value in said["milliseconds"].values())
+    assert said["milliseconds"] == {stage: round(1000 * seconds) for stage, seconds in result.seconds.items()}
     assert recorder.names() == ["received", "enhanced", "sent"]
     assert {fields["source"] for _, fields in recorder.events} == {source}
     timed = [stage for _, fields in recorder.events for stage in fields.get("seconds", {})]
@@ -264,6 +265,19 @@ def test_two_scans_of_one_name_replace_nothing(folders: Folders, scan: Path, mak
         assert document is not None
         assert document["input"]["sha256"] == source
         assert sha256_file(folders.input / "done" / name) == source
+
+
+def test_an_original_replaces_no_earlier_one_when_results_have_been_collected(folders: Folders, scan: Path) -> None:
+    for content in (scan.read_bytes(), scan.read_bytes() + bytes(4), b"no image", b"nor this"):
+        (folders.input / "scan.nii.gz").write_bytes(content)
+        folders.look()
+        for path in folders.output.glob("scan*"):
+            path.unlink()
+    assert tree(folders.input) == {
+        *("done/scan.nii.gz", "done/scan-2.nii.gz", "failed/scan.nii.gz", "failed/scan-2.nii.gz"),
+        *("failed/scan.nii.gz.reason.txt", "failed/scan-2.nii.gz.reason.txt"),
+    }
+    assert (folders.input / "failed" / "scan-2.nii.gz").read_bytes() == b"nor this"
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.json", "scan.result.json"])
@@ -427,6 +441,13 @@ def test_finished_work_is_recognised_and_half_done_work_is_done_again(
     assert (folders.output / "scan.nii.gz").read_bytes() == expected
     assert tree(folders.output) == {"scan.nii.gz", "scan.json", "scan.result.json"}
     assert tree(folders.input) == {"done/scan.nii.gz"}
+    # Results of another scan are no results of this one.
+    document = json.loads((folders.output / "scan.json").read_text())
+    (folders.output / "scan.json").write_text(json.dumps({**document, "input": {"sha256": "another"}}))
+    (folders.input / "done" / "scan.nii.gz").rename(folders.input / "working" / "scan.nii.gz")
+    recorder.events.clear()
+    folders.look(1)
+    assert recorder.names() == ["received", "enhanced", "sent"]
 
 
 def test_work_for_another_output_folder_replaces_nothing_here(folders: Folders, scan: Path, tmp_path: Path) -> None:
@@ -554,12 +575,21 @@ def test_a_surface_whose_folder_is_gone_is_in_trouble(surface: FolderSurface, fo
     assert "No such file" in str(surface.trouble())
 
 
-def test_a_disk_that_is_short_is_said_once(folders: Folders, station: Station, scan: Path, recorder: Recorder) -> None:
+def test_a_disk_that_is_short_is_said_once(
+    folders: Folders, station: Station, scan: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders.spool.close()
     surface = FolderSurface(replace(folders.settings, disk=DiskSettings(least_free_mib=1 << 40)), station)
     folders.drop(scan)
+    looks: list[Path] = []
+
+    def count(folder: Path, least: int) -> str | None:
+        looks.append(folder)
+        return shortage(folder, least)
+
+    monkeypatch.setattr("lfmri_runtime.folder.watching.shortage", count)
     surface.start()
-    wait_for(lambda: recorder.names())
+    wait_for(lambda: len(looks) > 2)
     surface.stop()
     assert recorder.names() == ["delayed"]
     assert tree(folders.input) == {"scan.nii.gz"}
