@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lfmri_runtime.console.disk import shortage
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import (
     ConsoleSettings,
@@ -90,7 +91,7 @@ class Folders:
         self.open()
 
     def open(self) -> None:
-        self.spool = Spool(self.input, self.output)
+        self.spool = Spool(self.input, self.output, layout="plain")
         self.worker = make_worker(self.settings, self.station, EnhanceOptions())
         self.watcher = Watcher(self.spool, self.worker, least_free_mib=self.settings.disk.least_free_mib)
 
@@ -149,7 +150,7 @@ def test_a_scan_is_enhanced_beside_its_unchanged_original(
     (said,) = document["scans"]
     assert (said["status"], said["source"], said["reason"]) == ("enhanced", source, "")
     assert said["milliseconds"].keys() == STAGES == result.seconds.keys()
-    assert all(type(value) is int for value in said["milliseconds"].values())
+    assert said["milliseconds"] == {stage: round(1000 * seconds) for stage, seconds in result.seconds.items()}
     assert recorder.names() == ["received", "enhanced", "sent"]
     assert {fields["source"] for _, fields in recorder.events} == {source}
     timed = [stage for _, fields in recorder.events for stage in fields.get("seconds", {})]
@@ -176,10 +177,14 @@ def test_a_file_that_grows_is_left_until_it_is_whole(folders: Folders, scan: Pat
     assert [result.status for result in folders.look(1)] == ["enhanced"]
 
 
-def test_a_file_of_the_same_size_that_is_written_anew_is_left(folders: Folders, scan: Path) -> None:
+@pytest.mark.parametrize("change", ["time", "size"])
+def test_a_file_of_which_only_one_of_size_and_time_changes_is_left(folders: Folders, scan: Path, change: str) -> None:
     target = folders.drop(scan)
+    before = target.stat().st_mtime_ns
     folders.look(1)
-    os.utime(target, ns=(1, 1))
+    if change == "size":
+        target.write_bytes(target.read_bytes()[:-1])
+    os.utime(target, ns=(1, 1) if change == "time" else (before, before))
     assert folders.look(1) == []
     assert len(folders.look(1)) == 1
 
@@ -210,11 +215,30 @@ def test_what_its_sender_goes_on_writing_after_the_claim_is_waited_for_again(
         return enhance(*arguments, **named)
 
     monkeypatch.setattr(folders.station, "enhance", late)
-    assert folders.look() == []
+    with pytest.raises(TryAgainLater, match="changed while"):
+        folders.look()
     assert tree(folders.input) == {"scan.nii.gz"}
     assert tree(folders.output) == set()
     assert [result.status for result in folders.look()] == ["enhanced"]
     assert tree(folders.output) == {"scan.nii.gz", "scan.json", "scan.result.json"}
+
+
+def test_the_oldest_comes_first_and_what_changes_while_it_waits_is_left(
+    folders: Folders, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, name in ((30, "a.nii.gz"), (10, "b.nii.gz"), (20, "c.nii.gz")):
+        os.utime(folders.drop(scan, name), (1e9 - age, 1e9 - age))
+    enhance = folders.station.enhance
+
+    def meanwhile(*arguments: Any, **named: Any) -> Enhanced:
+        assert tree(folders.input) == {"working/a.nii.gz", "b.nii.gz", "c.nii.gz"}
+        monkeypatch.undo()
+        os.utime(folders.input / "c.nii.gz")
+        return enhance(*arguments, **named)
+
+    monkeypatch.setattr(folders.station, "enhance", meanwhile)
+    assert len(folders.look()) == 2
+    assert tree(folders.input) == {"done/a.nii.gz", "done/b.nii.gz", "c.nii.gz"}
 
 
 # Names
@@ -241,6 +265,19 @@ def test_two_scans_of_one_name_replace_nothing(folders: Folders, scan: Path, mak
         assert document is not None
         assert document["input"]["sha256"] == source
         assert sha256_file(folders.input / "done" / name) == source
+
+
+def test_an_original_replaces_no_earlier_one_when_results_have_been_collected(folders: Folders, scan: Path) -> None:
+    for content in (scan.read_bytes(), scan.read_bytes() + bytes(4), b"no image", b"nor this"):
+        (folders.input / "scan.nii.gz").write_bytes(content)
+        folders.look()
+        for path in folders.output.glob("scan*"):
+            path.unlink()
+    assert tree(folders.input) == {
+        *("done/scan.nii.gz", "done/scan-2.nii.gz", "failed/scan.nii.gz", "failed/scan-2.nii.gz"),
+        *("failed/scan.nii.gz.reason.txt", "failed/scan-2.nii.gz.reason.txt"),
+    }
+    assert (folders.input / "failed" / "scan-2.nii.gz").read_bytes() == b"nor this"
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.json", "scan.result.json"])
@@ -283,11 +320,15 @@ def pipe(place: Path, scan: Path) -> None:
     os.mkfifo(place)
 
 
-@pytest.mark.parametrize("make", [link_to_a_scan, folder_with_a_link, pipe])
-def test_links_and_pipes_are_refused_unopened(folders: Folders, scan: Path, make: Callable[[Path, Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("make", "said"), [(link_to_a_scan, "a link"), (folder_with_a_link, "a link"), (pipe, "no file")]
+)
+def test_links_and_pipes_are_refused_unopened(
+    folders: Folders, scan: Path, make: Callable[[Path, Path], None], said: str
+) -> None:
     make(folders.input / "a.nii.gz", scan)
     assert [result.status for result in folders.look()] == ["failed"]
-    assert "expected" in folders.reason("a.nii.gz")
+    assert said in folders.reason("a.nii.gz")
     assert tree(folders.output) == set()
     assert scan.is_file()
 
@@ -321,19 +362,31 @@ def test_a_scan_that_fails_does_not_stop_the_next(
 def test_a_machine_that_cannot_finish_keeps_the_scan_for_later(
     folders: Folders, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: Any, **named: Any) -> None:
-        raise TryAgainLater("disk full")
+    def full(path: Path, content: object) -> None:
+        raise TryAgainLater(f"{path}: disk full")
 
-    folders.drop(scan)
-    monkeypatch.setattr(work, "write_outputs", full)
-    with pytest.raises(TryAgainLater):
-        folders.look()
-    assert tree(folders.input) == {"working/scan.nii.gz"}
-    with pytest.raises(TryAgainLater):
-        folders.look()
+    folders.drop(scan, "DOE.nii.gz")
+    monkeypatch.setattr("lfmri_runtime.job.write_json", full)  # the image is written, its sidecar is not
+    for _ in range(3):
+        with pytest.raises(TryAgainLater, match="an output: disk full"):
+            folders.look()
+        assert tree(folders.input) == {"DOE.nii.gz"}
+        assert tree(folders.output) == set()
     monkeypatch.undo()
-    assert [result.status for result in folders.look(1)] == ["enhanced"]
-    assert tree(folders.input) == {"done/scan.nii.gz"}
+    assert [result.status for result in folders.look()] == ["enhanced"]
+    assert tree(folders.input) == {"done/DOE.nii.gz"}
+    assert tree(folders.output) == {"DOE.nii.gz", "DOE.json", "DOE.result.json"}
+
+
+def test_a_link_in_the_output_folder_is_not_followed(folders: Folders, scan: Path, tmp_path: Path) -> None:
+    dicoms.classic(folders.input / "series")
+    folders.drop(scan)
+    for name in ("series", "scan.nii.gz"):
+        (folders.output / name).symlink_to(tmp_path / "elsewhere")
+    assert [result.status for result in folders.look()] == ["enhanced"] * 2
+    assert not (tmp_path / "elsewhere").exists()
+    assert (folders.output / "series-2").is_dir()
+    assert (folders.output / "scan-2.nii.gz").is_file()
 
 
 def test_nothing_is_claimed_while_the_disk_is_short(tmp_path: Path, station: Station, scan: Path) -> None:
@@ -348,18 +401,18 @@ def test_nothing_is_claimed_while_the_disk_is_short(tmp_path: Path, station: Sta
 
 def test_two_watchers_do_not_share_a_folder(folders: Folders, tmp_path: Path) -> None:
     with pytest.raises(TryAgainLater, match="another watcher holds"):
-        Spool(folders.input, tmp_path / "elsewhere")
+        Spool(folders.input, tmp_path / "elsewhere", layout="plain")
     with pytest.raises(TryAgainLater, match="another watcher holds"):
-        Spool(tmp_path / "second", folders.output)
-    Spool(tmp_path / "second", tmp_path / "elsewhere").close()
+        Spool(tmp_path / "second", folders.output, layout="plain")
+    Spool(tmp_path / "second", tmp_path / "elsewhere", layout="plain").close()
     folders.spool.close()
-    Spool(folders.input, folders.output).close()
+    Spool(folders.input, folders.output, layout="plain").close()
 
 
 @pytest.mark.parametrize("output", ["in", "in/out", "in/x/../out"])
 def test_an_output_inside_the_input_is_refused(tmp_path: Path, output: str) -> None:
     with pytest.raises(UsageError, match="expected an output folder outside of it"):
-        Spool(tmp_path / "in", tmp_path / output)
+        Spool(tmp_path / "in", tmp_path / output, layout="plain")
 
 
 # Taken up again
@@ -388,6 +441,28 @@ def test_finished_work_is_recognised_and_half_done_work_is_done_again(
     assert (folders.output / "scan.nii.gz").read_bytes() == expected
     assert tree(folders.output) == {"scan.nii.gz", "scan.json", "scan.result.json"}
     assert tree(folders.input) == {"done/scan.nii.gz"}
+    # Results of another scan are no results of this one.
+    document = json.loads((folders.output / "scan.json").read_text())
+    (folders.output / "scan.json").write_text(json.dumps({**document, "input": {"sha256": "another"}}))
+    (folders.input / "done" / "scan.nii.gz").rename(folders.input / "working" / "scan.nii.gz")
+    recorder.events.clear()
+    folders.look(1)
+    assert recorder.names() == ["received", "enhanced", "sent"]
+
+
+def test_work_for_another_output_folder_replaces_nothing_here(folders: Folders, scan: Path, tmp_path: Path) -> None:
+    folders.drop(scan)
+    (folders.input / "scan.nii.gz").rename(folders.input / "working" / "scan.nii.gz")
+    folders.spool.close()
+    folders.settings = replace(folders.settings, folder=replace(folders.settings.folder, output=str(tmp_path / "new")))
+    folders.output = tmp_path / "new"
+    folders.output.mkdir()
+    (folders.output / "scan.nii.gz").write_text("theirs")
+    folders.open()
+    assert folders.look(1) == []
+    folders.look(1)
+    assert (folders.output / "scan.nii.gz").read_text() == "theirs"
+    assert tree(folders.output) == {"scan.nii.gz", "scan-2.nii.gz", "scan-2.json", "scan-2.result.json"}
 
 
 # DICOM
@@ -490,7 +565,7 @@ def test_the_surface_enhances_until_it_is_stopped_and_finishes_what_it_has_begun
     assert surface.trouble() is None
     states = sorted(path.split("/")[0] for path in tree(folders.input))
     assert states in (["b.nii.gz", "done"], ["a.nii.gz", "done"])
-    Spool(folders.input, folders.output).close()
+    Spool(folders.input, folders.output, layout="plain").close()
 
 
 def test_a_surface_whose_folder_is_gone_is_in_trouble(surface: FolderSurface, folders: Folders) -> None:
@@ -500,12 +575,21 @@ def test_a_surface_whose_folder_is_gone_is_in_trouble(surface: FolderSurface, fo
     assert "No such file" in str(surface.trouble())
 
 
-def test_a_disk_that_is_short_is_said_once(folders: Folders, station: Station, scan: Path, recorder: Recorder) -> None:
+def test_a_disk_that_is_short_is_said_once(
+    folders: Folders, station: Station, scan: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders.spool.close()
     surface = FolderSurface(replace(folders.settings, disk=DiskSettings(least_free_mib=1 << 40)), station)
     folders.drop(scan)
+    looks: list[Path] = []
+
+    def count(folder: Path, least: int) -> str | None:
+        looks.append(folder)
+        return shortage(folder, least)
+
+    monkeypatch.setattr("lfmri_runtime.folder.watching.shortage", count)
     surface.start()
-    wait_for(lambda: recorder.names())
+    wait_for(lambda: len(looks) > 2)
     surface.stop()
     assert recorder.names() == ["delayed"]
     assert tree(folders.input) == {"scan.nii.gz"}

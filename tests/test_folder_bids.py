@@ -119,6 +119,22 @@ def test_a_name_that_came_twice_and_a_series_are_refused_with_the_reason(
     assert tree(tmp_path / "out") == before
 
 
+def test_a_scan_whose_place_cannot_be_written_does_not_stop_the_others(
+    tmp_path: Path, watch: Callable[..., int], drop: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    drop("sub-01_T1w.nii.gz")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub-01").write_text("theirs")
+    drop("sub-02_T1w.nii.gz")
+    assert watch() == 6
+    assert "not writable" in capsys.readouterr().err
+    assert tree(tmp_path / "in") == {"sub-01_T1w.nii.gz", "done/sub-02_T1w.nii.gz"}
+    assert (tmp_path / "out" / "sub-01").read_text() == "theirs"
+    (tmp_path / "out" / "sub-01").unlink()
+    assert watch() == 0
+    assert tree(tmp_path / "in") == {"done/sub-01_T1w.nii.gz", "done/sub-02_T1w.nii.gz"}
+
+
 def test_a_data_set_of_another_kind_is_not_written_into(
     tmp_path: Path, watch: Callable[..., int], drop: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,11 +82,12 @@ def _look_twice(settings: "ConsoleSettings") -> "list[Result]":
 
     check(settings.folder)
     worker = make_worker(settings, _station(settings), EnhanceOptions(grid=settings.folder.grid))
-    with closing(Spool(Path(settings.folder.input), worker.layout.folder)) as spool:
+    folder = settings.folder
+    with closing(Spool(Path(folder.input), Path(folder.output), layout=folder.layout)) as spool:
         worker.layout.prepare()
         watcher = Watcher(spool, worker, least_free_mib=settings.disk.least_free_mib)
         results = watcher.look()
-        time.sleep(settings.folder.poll_seconds)
+        time.sleep(folder.poll_seconds)
         return results + watcher.look()
 
 

@@ -13,8 +13,8 @@ UNIT = """\
 [Unit]
 Description=Enhances low-field MR scans for scanner consoles
 After=network.target
-StartLimitIntervalSec=300
-StartLimitBurst=5
+# A full disk or a missing share may last: it is tried for ever.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
@@ -23,7 +23,7 @@ ExecStart={command}
 {user}
 # Usage, input, bundle and back end: starting again would not help.
 Restart=on-failure
-RestartSec=5
+RestartSec=10
 RestartPreventExitStatus=2 3 4 5
 WatchdogSec=30
 # The model is loaded and warmed before the service is ready.

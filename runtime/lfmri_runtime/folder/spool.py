@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lfmri_runtime.errors import TryAgainLater, UsageError
 from lfmri_runtime.files import write_text
-from lfmri_runtime.folder.items import DONE, FAILED, WORKING, Mark, mark_of
+from lfmri_runtime.folder.items import DONE, FAILED, WORKING, Mark, is_whole_name, mark_of
 from lfmri_runtime.folder.names import free_name
 
 LOCK = ".lfmri.lock"
@@ -24,13 +24,14 @@ class Spool:
     Args:
         folder: IN; its three subfolders are made.
         output: OUT, which no other watcher may write to; it is made.
+        layout: of OUT, by name.
 
     Raises:
         UsageError: OUT is IN or lies in it.
         TryAgainLater: another watcher holds one of them, or they cannot be written.
     """
 
-    def __init__(self, folder: Path, output: Path) -> None:
+    def __init__(self, folder: Path, output: Path, *, layout: str) -> None:
         if output.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"{output} lies in the watched {folder}; expected an output folder outside of it")
         self.folder = folder
@@ -45,15 +46,24 @@ class Spool:
                 raise TryAgainLater(f"{place}: {error.strerror}; expected a folder that can be written") from None
             for place in (folder, output):
                 lock(place, self._locks)
+            self._let_go(f"{layout} {output.resolve()}")
             undo.pop_all()
 
     def close(self) -> None:
         """Let another watcher have the folders."""
         self._locks.close()
 
+    def _let_go(self, place: str) -> None:
+        """Let what was claimed for results elsewhere wait in IN again: here its name may be another's."""
+        note = self.folder / LOCK
+        if note.read_bytes() != os.fsencode(place):
+            for claim in self.claimed():
+                self.give_back(claim)
+            note.write_bytes(os.fsencode(place))
+
     def claimed(self) -> list[Path]:
-        """What lies in working/: at most one item, left by a run that was ended or could not go on."""
-        return sorted(self._working.iterdir())
+        """What lies in working/: at most one item, left by a run that was killed."""
+        return sorted(path for path in self._working.iterdir() if is_whole_name(path.name))
 
     def claim(self, item: Path, mark: Mark, taken: Callable[[str], bool]) -> Path | None:
         """Move an item into working/; None where it has changed or gone.

@@ -45,7 +45,7 @@ class FolderSurface:
             TryAgainLater: another watcher holds one of them, or they cannot be written.
         """
         folder = self._settings.folder
-        self._spool = Spool(Path(folder.input), Path(folder.output))
+        self._spool = Spool(Path(folder.input), Path(folder.output), layout=folder.layout)
         worker = make_worker(self._settings, self._station, EnhanceOptions(grid=folder.grid))
         worker.layout.prepare()
         self._watcher = Watcher(self._spool, worker, least_free_mib=self._settings.disk.least_free_mib)

@@ -27,7 +27,7 @@ class Result:
 
     Attributes:
         status: enhanced, passed-by or failed.
-        source: sha256 of the file, or of the series' files; empty where it could not be read.
+        source: sha256 of the file, or UID of the series; empty where it could not be read.
         reason: why it was not enhanced; empty where it was.
         seconds: of each stage.
     """
