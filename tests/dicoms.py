@@ -90,7 +90,7 @@ def classic(folder: Path, *, change: Change = lambda ds, k: None, shape: tuple[i
     data, affine = volume(shape)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    order = [k for k in INTERLEAVED if k < shape[2]]
+    order = [*range(1, shape[2], 2), *range(0, shape[2], 2)]
     for number, k in enumerate(order, start=1):
         ds = common(number)
         ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, f"{SERIES}.{number}"

@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from lfmri_runtime.bundle import Bundle
+from lfmri_runtime.console.settings import LABEL
 from lfmri_runtime.dicom.classic import slice_dataset
 from lfmri_runtime.dicom.encoding import encoding_for
 from lfmri_runtime.dicom.identity import derived_uid, recipe
@@ -22,8 +23,6 @@ from lfmri_runtime.enhancer import Enhanced
 from lfmri_runtime.errors import UsageError
 from lfmri_runtime.files import atomic_write, check_writable
 
-#: Text that a derived series carries unless the site words its own.
-DEFAULT_LABEL = "enhanced by lfmri - not for diagnosis"
 #: A label shares SeriesDescription's 64 characters (LO, PS3.5 6.2) with " uncertainty" and the original's text.
 MAX_LABEL = 40
 _UNWRITABLE = "elements of the original cannot be written again"
@@ -31,7 +30,7 @@ _IMPLEMENTATION = derived_uid("implementation", "lfmri")
 
 
 def write_derived(
-    folder: Path, series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = DEFAULT_LABEL
+    folder: Path, series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = LABEL
 ) -> list[Path]:
     """Write an enhanced series: MR Image Storage for one, a file a slice, Enhanced MR for a multi-frame one.
 
@@ -57,7 +56,7 @@ def write_derived(
 
 
 def write_uncertainty(
-    folder: Path, series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = DEFAULT_LABEL
+    folder: Path, series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = LABEL
 ) -> list[Path]:
     """Write the standard deviation over samples as a series of its own; everything else as `write_derived`.
 
@@ -69,7 +68,7 @@ def write_uncertainty(
     return _write(folder, _target(UNCERTAINTY, series, enhanced, enhanced.std, bundle, label))
 
 
-def derived_series_uid(series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = DEFAULT_LABEL) -> str:
+def derived_series_uid(series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = LABEL) -> str:
     """The SeriesInstanceUID that `write_derived` gives."""
     return _target(ENHANCED, series, enhanced, enhanced.mean, bundle, label).uid
 

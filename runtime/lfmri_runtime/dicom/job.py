@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lfmri_runtime.bundle import Bundle
-from lfmri_runtime.dicom.derived import DEFAULT_LABEL, check_label, derived_series_uid, write_derived, write_uncertainty
+from lfmri_runtime.console.settings import LABEL
+from lfmri_runtime.dicom.derived import check_label, derived_series_uid, write_derived, write_uncertainty
 from lfmri_runtime.dicom.selection import reason_to_pass_by
 from lfmri_runtime.dicom.series import Series, group_files, read_series
 from lfmri_runtime.enhancer import Enhanced, Enhancer, Progress
@@ -33,7 +34,7 @@ class Choice:
     notes: tuple[str, ...]
 
 
-def check_folders(source: Path, *outputs: Path, label: str = DEFAULT_LABEL) -> None:
+def check_folders(source: Path, *outputs: Path, label: str = LABEL) -> None:
     """Find out before the work begins whether its outputs can be written.
 
     Args:
@@ -88,7 +89,7 @@ def enhance_series(
     out: Path,
     *,
     uncertainty: Path | None = None,
-    label: str = DEFAULT_LABEL,
+    label: str = LABEL,
     progress: Progress,
     **settings: Any,
 ) -> tuple[Path, dict[str, Any]]:
@@ -124,7 +125,7 @@ def write_series(
     out: Path,
     *,
     uncertainty: Path | None = None,
-    label: str = DEFAULT_LABEL,
+    label: str = LABEL,
     read: float,
 ) -> tuple[Path, dict[str, Any]]:
     """Write a derived series, its uncertainty and, last, the sidecar that says that all is there.

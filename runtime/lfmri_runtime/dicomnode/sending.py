@@ -1,0 +1,166 @@
+"""C-STORE out: what an outbox holds leaves in order, and counts as sent at status 0000 alone."""
+
+import hashlib
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.uid import (
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    LegacyConvertedEnhancedMRImageStorage,
+    MRImageStorage,
+)
+from pynetdicom import AE, evt
+
+from lfmri_runtime.console.journal import Journal
+from lfmri_runtime.console.settings import DicomPeer, DicomSettings
+from lfmri_runtime.dicom.parsing import quiet
+from lfmri_runtime.dicomnode import limits
+from lfmri_runtime.dicomnode.loop import Loop
+from lfmri_runtime.dicomnode.spool import Spool
+
+#: What we derive; each is offered in both encodings, so that the destination takes the one that it has.
+CLASSES = (MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
+#: Waits double up to this.
+LONGEST_WAIT_SECONDS = 300.0
+
+
+def folder_of(destination: DicomPeer) -> str:
+    """The destination's name in the spool: its title, made fit for a folder, and what tells equal titles apart."""
+    whole = f"{destination.title}@{destination.address}:{destination.port}"
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", destination.title.strip())
+    return f"{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+@dataclass
+class Refusals:
+    """What a destination did with one object, or with our calls, so far.
+
+    Attributes:
+        count: refusals in a row.
+        due: when to try again, by the monotonic clock.
+    """
+
+    count: int = 0
+    due: float = 0.0
+
+    def add(self, first_wait: float) -> None:
+        """Count one more and double the wait."""
+        self.due = time.monotonic() + min(first_wait * 2.0**self.count, LONGEST_WAIT_SECONDS)
+        self.count += 1
+
+
+class Sender:
+    """Empties one destination's part of the outbox.
+
+    A destination that cannot be reached is waited for, however long: nothing is wrong with what waits for it. Only
+    what it answers about an object, or breaking off while it gets one, counts against that object; the others go on.
+
+    Args:
+        destination: who gets it.
+        settings: title and retries.
+        spool: with the outbox.
+        journal: gets what was sent, refused and given up.
+        tls: how the connection is secured; None for not at all.
+    """
+
+    def __init__(
+        self, destination: DicomPeer, settings: DicomSettings, spool: Spool, journal: Journal, *, tls: Any
+    ) -> None:
+        self._destination = destination
+        self._settings = settings
+        self._spool = spool
+        self._journal = journal
+        self._tls = None if tls is None else (tls, destination.address)
+        self._folder = folder_of(destination)
+        self._outage = Refusals()
+        self._refusals: dict[Path, Refusals] = {}
+        self._seconds: dict[Path, float] = {}
+        self._entity = _entity(settings.title)
+        self.loop = Loop(f"dicom sender {self._folder}", self._round, journal)
+
+    def _round(self) -> None:
+        """Send all that is due in one association."""
+        now = time.monotonic()
+        if now < self._outage.due:
+            return
+        due = [path for path in self._spool.waiting(self._folder) if self._refusals.get(path, Refusals()).due <= now]
+        if not due:
+            return
+        association = self._entity.associate(
+            self._destination.address,
+            self._destination.port,
+            ae_title=self._destination.title,
+            max_pdu=limits.PDU_BYTES,
+            tls_args=self._tls,
+            evt_handlers=[(evt.EVT_CONN_OPEN, limits.prepare)],
+        )
+        if not association.is_established:
+            reason = "refused the association" if association.is_rejected else "cannot be reached"
+            if not self._outage.count:
+                self._journal.record("waiting", surface="dicom", destination=self._folder, reason=reason)
+            self._outage.add(self._settings.retry_seconds)
+            return
+        self._outage = Refusals()
+        try:
+            for path in due:
+                if self.loop.stopping.is_set() or not association.is_established:
+                    break
+                self._send(association, path)
+        finally:
+            association.release()
+
+    def _send(self, association: Any, path: Path) -> None:
+        started = time.perf_counter()
+        answer = _store(association, path)
+        job = path.parents[2]
+        self._seconds[job] = self._seconds.get(job, 0.0) + time.perf_counter() - started
+        record = self._spool.record(path)
+        if answer == "0000":
+            self._refusals.pop(path, None)
+            last = self._spool.sent(path)
+        else:
+            last = self._refused(path, answer, record)
+        if last:
+            seconds = {"send": round(self._seconds.pop(job), 4)}
+            self._journal.record("sent", surface="dicom", destination=self._folder, **record, seconds=seconds)
+
+    def _refused(self, path: Path, answer: str, record: dict[str, Any]) -> bool:
+        """Try again later, or give up; returns whether nothing is left of the job."""
+        refusals = self._refusals.setdefault(path, Refusals())
+        refusals.add(self._settings.retry_seconds)
+        if refusals.count <= self._settings.retries:
+            return False
+        reason = f"answered {answer}, {refusals.count} times; expected 0000"
+        self._journal.record(
+            "failed", surface="dicom", source=record["source"], destination=self._folder, reason=reason
+        )
+        del self._refusals[path]
+        return self._spool.quarantine(path, reason)
+
+
+def _store(association: Any, path: Path) -> str:
+    """Send one object; returns the status, four hexadecimal digits, or what came in its place."""
+    with quiet():
+        dataset = pydicom.dcmread(path)
+    try:
+        status = association.send_c_store(dataset)
+    except (ValueError, RuntimeError):
+        # No presentation context for it, or an association that ended between two objects.
+        return "with no way to take its kind" if association.is_established else "by ending the association"
+    return f"{status.Status:04X}" if "Status" in status else "by ending the association"
+
+
+def _entity(title: str) -> Any:
+    entity = AE(title)
+    entity.connection_timeout = entity.acse_timeout = limits.ASSOCIATE_SECONDS
+    entity.dimse_timeout = entity.network_timeout = limits.IDLE_SECONDS
+    for storage_class in CLASSES:
+        for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+            entity.add_requested_context(storage_class, syntax)
+    return entity

@@ -1,0 +1,127 @@
+"""What has become quiet is enhanced, one series after the other, and handed to every destination at once."""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+from lfmri_runtime.console.journal import Journal
+from lfmri_runtime.console.settings import ConsoleSettings
+from lfmri_runtime.console.station import EnhanceOptions, Station
+from lfmri_runtime.dicom.derived import write_derived, write_uncertainty
+from lfmri_runtime.dicom.selection import reason_to_pass_by
+from lfmri_runtime.dicom.series import Series, group_files, read_series
+from lfmri_runtime.dicomnode.loop import Loop
+from lfmri_runtime.dicomnode.spool import MOST_INTERRUPTIONS, Spool
+from lfmri_runtime.enhancer import Enhanced
+from lfmri_runtime.errors import InputRefused, LfmriError, TryAgainLater
+
+#: The derived series is on the source's grid, so that viewers show both in step.
+OPTIONS = EnhanceOptions(grid="input")
+#: Between two looks for what has rested long enough.
+EXPIRE_SECONDS = 60.0
+_UID = re.compile(r"[0-9.]{1,128}")
+
+
+class Worker:
+    """Enhances series.
+
+    Args:
+        settings: quiet time, label, uncertainty.
+        spool: where series come from and go to.
+        station: the one device.
+        journal: gets what happened to each series.
+    """
+
+    def __init__(self, settings: ConsoleSettings, spool: Spool, station: Station, journal: Journal) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._station = station
+        self._journal = journal
+        self._expired = 0.0
+        self.loop = Loop("dicom worker", self._round, journal)
+
+    def _round(self) -> None:
+        for folder in self._spool.working():
+            self._work(folder, {})
+        for series in self._spool.quiet(self._settings.dicom.quiet_seconds):
+            if self.loop.stopping.is_set():
+                return
+            received = round(self._spool.claim(series), 4)
+            self._work(self._spool.root / "working" / series, {"receive": received})
+        if time.monotonic() - self._expired > EXPIRE_SECONDS:
+            self._spool.expire()
+            self._expired = time.monotonic()
+
+    def _work(self, folder: Path, seconds: dict[str, float]) -> None:
+        """Bring one series to its next state; a series that cannot be enhanced stops nothing.
+
+        Raises:
+            TryAgainLater: full disk and the like; the series stays, and is taken up again.
+        """
+        if self._spool.repeated(folder):
+            self._spool.drop(folder)
+            self._journal.record("passed-by", surface="dicom", source=folder.name, reason="came again, unchanged")
+            return
+        paths = self._spool.instances(folder)
+        source = folder.name
+        try:
+            source = _source(paths, otherwise=source)
+            if self._spool.worn_out(folder):
+                raise InputRefused(f"{MOST_INTERRUPTIONS} processes ended while they worked on it; out of memory?")
+            reason = reason_to_pass_by(paths)
+            if reason is None:
+                self._enhance(folder, paths, source, seconds)
+            else:
+                self._spool.rest(folder, "passed-by", reason=reason)
+                self._journal.record("passed-by", surface="dicom", source=source, reason=reason)
+        except TryAgainLater:
+            raise
+        except LfmriError as error:
+            self._fail(folder, source, str(error))
+        except MemoryError:
+            self._fail(folder, source, "too large for the memory of this machine")
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault met in one series must not stop the others
+            self._fail(folder, source, f"a fault of lfmri ({type(error).__name__}); please report it")
+
+    def _enhance(self, folder: Path, paths: list[Path], source: str, seconds: dict[str, float]) -> None:
+        started = time.perf_counter()
+        series = read_series(paths)
+        read = round(time.perf_counter() - started, 4)
+        self._journal.record(
+            "received",
+            surface="dicom",
+            source=source,
+            sha256=series.sha256,
+            instances=len(paths),
+            seconds={**seconds, "read": read},
+        )
+        enhanced = self._station.enhance(series.data, series.affine, surface="dicom", source=source, options=OPTIONS)
+        started = time.perf_counter()
+        place = self._spool.temporary()
+        try:
+            objects = self._write(place, series, enhanced)
+            self._spool.commit(folder, objects, {"source": source, "sha256": series.sha256, "instances": len(objects)})
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        written = {"write": round(time.perf_counter() - started, 4)}
+        self._journal.record("queued", surface="dicom", source=source, instances=len(objects), seconds=written)
+
+    def _write(self, folder: Path, series: Series, enhanced: Enhanced) -> list[Path]:
+        bundle, output = self._station.enhancer.bundle, self._settings.output
+        objects = write_derived(folder, series, enhanced, bundle=bundle, label=output.label)
+        if output.uncertainty:
+            objects += write_uncertainty(folder, series, enhanced, bundle=bundle, label=output.label)
+        return objects
+
+    def _fail(self, folder: Path, source: str, reason: str) -> None:
+        self._spool.rest(folder, "failed", reason=reason)
+        self._journal.record("failed", surface="dicom", source=source, reason=reason)
+
+
+def _source(paths: list[Path], *, otherwise: str) -> str:
+    """The series' UID for the journal; what is none may hold anything, and the spool's name for it is told instead."""
+    uid = next(iter(group_files(paths[:1])), "")
+    return uid if _UID.fullmatch(uid) else otherwise
