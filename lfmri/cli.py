@@ -14,10 +14,12 @@ from lfmri.commands.demo import demo
 from lfmri.commands.enhance import enhance
 from lfmri.commands.evaluate import evaluate
 from lfmri.commands.export import export
+from lfmri.commands.install_service import install_service
 from lfmri.commands.report import report
 from lfmri.commands.serve import serve
 from lfmri.commands.simulate import simulate
 from lfmri.commands.train import train
+from lfmri.commands.watch import watch
 from lfmri_runtime.errors import LfmriError, TryAgainLater
 
 INTERRUPTED = 130
@@ -39,7 +41,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (simulate, train, export, enhance, evaluate, report, demo, serve):
+for command in (simulate, train, export, enhance, evaluate, report, demo, serve, watch, install_service):
     cli.add_command(command)
 
 

@@ -19,7 +19,7 @@ from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ModelSettings, MrdSettings, OutputSettings
 from lfmri_runtime.console.station import Station
 from lfmri_runtime.enhancer import Enhancer
-from lfmri_runtime.mrd import wire
+from lfmri_runtime.mrd import image as mrd_image
 from lfmri_runtime.mrd.parameters import Parameters
 from lfmri_runtime.mrd.server import MrdServer
 
@@ -127,11 +127,11 @@ def raw_of(message: bytes) -> bytes:
 
 
 def test_layouts_are_those_of_the_reference_package() -> None:
-    assert ctypes.sizeof(ismrmrd.ImageHeader) == wire.HEADER.size == 198
+    assert ctypes.sizeof(ismrmrd.ImageHeader) == mrd_image.HEADER.size == 198
     for name, offset in CHANGING.items():
         assert getattr(ismrmrd.ImageHeader, name).offset == offset
     raw = mrd.header(matrix_size=(3, 4, 5), index=(1, 2, 3, 4, 5, 6), image_type=2, image_series_index=9)
-    ours, theirs = wire.ImageHeader.parse(raw), ismrmrd.ImageHeader.from_buffer_copy(raw)
+    ours, theirs = mrd_image.ImageHeader.parse(raw), ismrmrd.ImageHeader.from_buffer_copy(raw)
     names = ("matrix_size", "field_of_view", "position", "read_dir", "phase_dir", "slice_dir")
     for name in names:
         assert list(getattr(ours, name)) == list(getattr(theirs, name))
@@ -158,6 +158,7 @@ def test_non_square_slices_out_and_back_through_files(
     assert answer.texts == []
     with ismrmrd.Dataset(str(tmp_path / "out.h5"), "dataset") as file:
         for raw, attributes, content in answer.series(1000):
+            assert ismrmrd.ImageHeader.from_buffer_copy(raw).attribute_string_len == len(attributes)
             whole = raw + struct.pack("<Q", len(attributes)) + attributes + content.tobytes()
             file.append_image("image_1000", ismrmrd.Image.from_bytes(whole))
     with ismrmrd.Dataset(str(tmp_path / "out.h5"), "dataset", create_if_needed=False) as file:
@@ -175,8 +176,8 @@ def test_non_square_slices_out_and_back_through_files(
 
 @pytest.mark.parametrize("dtype", ["<u2", "<i2", "<u4", "<i4", "<f4", "<f8"])
 def test_every_real_data_type_comes_back_as_it_went(address: tuple[str, int], enhancer: Enhancer, dtype: str) -> None:
-    data, affine = scan((16, 12, 4), dtype=dtype)
-    answer = mrd.exchange(address, NAME, mrd.text(3, mrd.header_xml((16, 12))), *slices(data), mrd.CLOSE)
+    data, affine = scan((16, 18, 4), dtype=dtype)
+    answer = mrd.exchange(address, NAME, mrd.text(3, mrd.header_xml((16, 18))), *slices(data), mrd.CLOSE)
     assert answer.texts == []
     result = pixels(answer.series(1000))
     assert result.dtype == data.dtype
@@ -184,9 +185,9 @@ def test_every_real_data_type_comes_back_as_it_went(address: tuple[str, int], en
 
 
 def test_a_volume_in_one_image_and_slices_in_any_order(address: tuple[str, int], enhancer: Enhancer) -> None:
-    data, affine = scan((16, 12, 6))
+    data, affine = scan((16, 18, 6))
     wanted = expected(enhancer, data, affine)
-    xml = mrd.header_xml((16, 12))
+    xml = mrd.header_xml((16, 18))
     whole = mrd.exchange(address, NAME, mrd.text(3, xml), mrd.image(np.ascontiguousarray(data.T)), mrd.CLOSE)
     np.testing.assert_array_equal(pixels(whole.images), wanted)
     order = [3, 0, 5, 1, 4, 2]
@@ -201,18 +202,18 @@ def test_a_volume_in_one_image_and_slices_in_any_order(address: tuple[str, int],
 
 
 def test_frames_are_volumes_and_series_leave_when_they_end(address: tuple[str, int], enhancer: Enhancer) -> None:
-    first, affine = scan((16, 12, 4))
-    second, _ = scan((16, 12, 4), tilt=0.5)
+    first, affine = scan((16, 18, 4))
+    second, _ = scan((16, 18, 4), tilt=0.5)
     echoes = [
         slices(data, index=(0, 0, contrast, 0, 0, 0))[k]
         for k in range(4)
         for contrast, data in ((0, first), (1, second))
     ]
     with mrd.connect(address) as client:
-        client.sendall(b"".join((NAME, mrd.text(3, mrd.header_xml((16, 12))), *echoes)))
+        client.sendall(b"".join((NAME, mrd.text(3, mrd.header_xml((16, 18))), *echoes)))
         client.sendall(slices(first, image_series_index=1)[0])  # ends the series before it
         received = bytearray()
-        while len(received) < 8 * (198 + 16 * 12 * 2):
+        while len(received) < 8 * (198 + 16 * 18 * 2):
             received += client.recv(1 << 16)  # comes while the second series is still open
         client.sendall(b"".join(slices(first, image_series_index=1)[1:]) + mrd.CLOSE)
         answer = mrd.parse(bytes(received) + mrd.read_all(client))
@@ -224,22 +225,22 @@ def test_frames_are_volumes_and_series_leave_when_they_end(address: tuple[str, i
 
 
 def test_what_is_no_magnitude_goes_back_untouched(address: tuple[str, int]) -> None:
-    data, _ = scan((16, 12, 3))
+    data, _ = scan((16, 18, 4))
     one = data[:, :, :1].T.copy()
     others = [
         *(mrd.image(one, b"<not xml", image_type=kind) for kind in (2, 3, 4, 6)),
         mrd.image(one.astype("<c8"), image_type=5),
         mrd.image(one.astype("<c16"), image_type=1),
         mrd.image(np.stack([one, one]), image_type=1),
-        mrd.image(one[:, :0], matrix_size=(0, 12, 1)),
+        mrd.image(one[:, :0], matrix_size=(0, 18, 1)),
     ]
-    xml = mrd.text(3, mrd.header_xml((16, 12)))
-    between = [message for pair in zip(slices(data), others[:3], strict=True) for message in pair]
-    answer = mrd.exchange(address, NAME, xml, *between, *others[3:], mrd.CLOSE)
+    xml = mrd.text(3, mrd.header_xml((16, 18)))
+    between = [message for pair in zip(slices(data), others[:4], strict=True) for message in pair]
+    answer = mrd.exchange(address, NAME, xml, *between, *others[4:], mrd.CLOSE)
     assert answer.texts == []
     back = [mrd.image(content, attributes, raw=raw) for raw, attributes, content in answer.images]
     assert back[: len(others)] == others
-    assert len(answer.series(1000)) == 3
+    assert len(answer.series(1000)) == 4
 
 
 @pytest.mark.parametrize(
@@ -248,10 +249,11 @@ def test_what_is_no_magnitude_goes_back_untouched(address: tuple[str, int]) -> N
         ((mrd.text(2, '{"parameters": {"steps": "2", "seed": 5}}'),), {"steps": 2, "seed": 5}, 1),
         ((mrd.text(2, "lfmri steps=2, seed=5"),), {"steps": 2, "seed": 5}, 1),
         ((mrd.configuration("lfmri steps=2 seed=5"),), {"steps": 2, "seed": 5}, 1),
-        ((NAME, mrd.text(3, mrd.header_xml((16, 12), Steps=5, other=1))), {"steps": 5}, 1),
+        ((NAME, mrd.text(3, mrd.header_xml((16, 18), Steps=5, other=1))), {"steps": 5}, 1),
+        ((mrd.text(2, '<gadgets seed="x"/>'), mrd.text(2, '["x"]'), mrd.text(5, "[" * 100_000)), {}, 1),
         (
             (
-                mrd.text(3, mrd.header_xml((16, 12), steps=5)),
+                mrd.text(3, mrd.header_xml((16, 18), steps=5)),
                 mrd.text(5, '{"version": "1", "parameters": {"steps": 2}}'),
             ),
             {"steps": 2},
@@ -270,8 +272,8 @@ def test_parameters_reach_the_core(
     address: tuple[str, int], enhancer: Enhancer, messages: tuple[bytes, ...], options: dict[str, Any], series: int
 ) -> None:
     options = dict(options)
-    data, affine = scan((16, 12, 4), options.pop("size", (1.6, 1.6, 5.0)))
-    answer = mrd.exchange(address, mrd.text(3, mrd.header_xml((16, 12))), *messages, *slices(data), mrd.CLOSE)
+    data, affine = scan((16, 18, 4), options.pop("size", (1.6, 1.6, 5.0)))
+    answer = mrd.exchange(address, mrd.text(3, mrd.header_xml((16, 18))), *messages, *slices(data), mrd.CLOSE)
     assert answer.texts == []
     assert len(answer.images) == 4 * series
     np.testing.assert_array_equal(pixels(answer.series(1000)), expected(enhancer, data, affine, **options))
@@ -299,34 +301,35 @@ def test_parameters_reach_the_core(
     ],
 )
 def test_a_parameter_that_makes_no_sense_is_refused_by_name(address: tuple[str, int], value: str) -> None:
-    data, _ = scan((16, 12, 4))
-    xml = mrd.text(3, mrd.header_xml((16, 12)))
+    data, _ = scan((16, 18, 4))
+    xml = mrd.text(3, mrd.header_xml((16, 18)))
     answer = mrd.exchange(address, NAME, xml, mrd.text(5, value), *slices(data), mrd.CLOSE)
     assert answer.closed
     assert answer.images == []
     assert next(iter(json.loads(value))) in str(answer.error)
 
 
-SWAPPED = mrd.header_xml((14, 17)).replace("22.4", "A").replace("27.2", "22.4").replace("A", "27.2")
+DOCTYPE = mrd.header_xml((18, 22)).replace("<ismrmrdHeader", "<!DOCTYPE a [<!ENTITY b 'c'>]><ismrmrdHeader")
+SWAPPED = mrd.header_xml((18, 22)).replace("28.8", "A").replace("35.2", "28.8").replace("A", "35.2")
 
 
 @pytest.mark.parametrize(
     ("xml", "fields", "said"),
     [
-        (mrd.header_xml((14, 17)), {"field_of_view": (27.2, 22.4, 5.0)}, ()),
-        (SWAPPED, {"field_of_view": (27.2, 22.4, 5.0)}, ("swapped",)),
-        (mrd.header_xml((14, 17)), {"field_of_view": (50.0, 60.0, 5.0)}, ("the first was taken",)),
+        (mrd.header_xml((18, 22)), {"field_of_view": (35.2, 28.8, 5.0)}, ()),
+        (SWAPPED, {"field_of_view": (35.2, 28.8, 5.0)}, ("swapped",)),
+        (mrd.header_xml((18, 22)), {"field_of_view": (50.0, 60.0, 5.0)}, ("the first was taken",)),
         ("Dummy XML header", {}, ("own field of view",)),
-        ("<!DOCTYPE a [<!ENTITY b 'c'>]><ismrmrdHeader/>", {}, ("own field of view",)),
-        (mrd.header_xml((28, 34)), {"field_of_view": (27.2, 22.4, 5.0)}, ("swapped", "own field of view")),
-        (mrd.header_xml((14, 17)), {"read_dir": (0.0, 0.0, 0.0)}, ("right angles",)),
-        (mrd.header_xml((14, 17)), {"position": (0.0, 0.0, float("nan"))}, ("slice index", "distance of 5 mm")),
+        (DOCTYPE, {}, ("own field of view",)),
+        (mrd.header_xml((36, 44)), {"field_of_view": (35.2, 28.8, 5.0)}, ("swapped", "own field of view")),
+        (mrd.header_xml((18, 22)), {"read_dir": (0.0, 0.0, 0.0)}, ("right angles",)),
+        (mrd.header_xml((18, 22)), {"position": (0.0, 0.0, float("nan"))}, ("slice index", "distance of 5 mm")),
     ],
 )
 def test_voxel_sizes_are_found_and_every_guess_is_said(
     address: tuple[str, int], enhancer: Enhancer, xml: str, fields: dict[str, Any], said: tuple[str, ...]
 ) -> None:
-    data, affine = scan((14, 17, 4))
+    data, affine = scan((18, 22, 4))
     messages = slices(data, **fields)
     answer = mrd.exchange(address, NAME, mrd.text(3, xml), *messages, mrd.CLOSE)
     assert len(answer.texts) == len(said)
@@ -339,14 +342,14 @@ def test_voxel_sizes_are_found_and_every_guess_is_said(
     ("xml", "view", "says"),
     [
         ("", (20.0, 33.0, 5.0), "no XML header fits"),
-        (mrd.header_xml((14, 17), (1.5, 2.5, 5.0)), (30.0, 30.0, 5.0), "agree"),
-        (mrd.header_xml((14, 17), (150.0, 150.0, 5.0)), (14.0, 17.0, 5.0), "0.05 to 50.0 mm"),
+        (mrd.header_xml((18, 22), (1.5, 2.5, 5.0)), (30.0, 30.0, 5.0), "agree"),
+        (mrd.header_xml((18, 22), (150.0, 150.0, 5.0)), (18.0, 22.0, 5.0), "0.05 to 50.0 mm"),
     ],
 )
 def test_a_voxel_size_that_cannot_be_had_is_asked_for(
     address: tuple[str, int], enhancer: Enhancer, xml: str, view: tuple[float, ...], says: str
 ) -> None:
-    data, affine = scan((14, 17, 4))
+    data, affine = scan((18, 22, 4))
     messages = (NAME, mrd.text(3, xml), *slices(data, field_of_view=view), mrd.CLOSE)
     answer = mrd.exchange(address, *messages)
     assert answer.images == []
@@ -360,8 +363,8 @@ def test_a_voxel_size_that_cannot_be_had_is_asked_for(
 def test_localisers_single_slices_and_enhanced_series_go_back_with_a_reason(
     address: tuple[str, int], recorder: Recorder
 ) -> None:
-    data, _ = scan((16, 12, 4))
-    xml = mrd.text(3, mrd.header_xml((16, 12)))
+    data, _ = scan((16, 18, 4))
+    xml = mrd.text(3, mrd.header_xml((16, 18)))
     turned = slices(data, read_dir=(0.0, 1.0, 0.0), phase_dir=(0.0, 0.0, 1.0))
     already = slices(data, image_series_index=2)
     already = [
@@ -376,18 +379,26 @@ def test_localisers_single_slices_and_enhanced_series_go_back_with_a_reason(
     messages = [*slices(data), *turned, *single, *already]
     answer = mrd.exchange(address, NAME, xml, *messages, mrd.CLOSE)
     assert sorted(mrd.image(c, a, raw=r) for r, a, c in answer.images) == sorted(messages)
-    for line, part in zip(answer.texts, ("localiser", "too few", "already"), strict=True):
+    for line, part in zip(answer.texts, ("localiser", "too small", "already"), strict=True):
         assert line.startswith("WRN")
         assert part in line
     assert [e["reason"] for e in recorder.of("passed-by")][-1] == "it is enhanced already"
 
 
+def test_several_images_of_one_slice_are_refused(address: tuple[str, int]) -> None:
+    data, _ = scan((16, 18, 4))
+    answer = mrd.exchange(address, mrd.text(3, mrd.header_xml((16, 18))), *slices(data), slices(data)[2], mrd.CLOSE)
+    assert answer.images == []
+    assert "apart" in str(answer.error)
+
+
 def test_raw_data_is_skipped_and_an_empty_session_is_none(address: tuple[str, int]) -> None:
     acquisition = ismrmrd.Acquisition.from_array(np.ones((3, 5), "<c8"), trajectory=np.ones((5, 2), "<f4"))
+    acquisition.available_channels = 99  # only the active ones are sent
     waveform = ismrmrd.Waveform.from_array(np.ones((2, 7), "<u4"))
-    data, _ = scan((16, 12, 4))
+    data, _ = scan((16, 18, 4))
     raw = [struct.pack("<H", 1008) + acquisition.to_bytes(), struct.pack("<H", 1026) + waveform.to_bytes()]
-    xml = mrd.text(3, mrd.header_xml((16, 12)))
+    xml = mrd.text(3, mrd.header_xml((16, 18)))
     answer = mrd.exchange(address, NAME, xml, *raw, mrd.text(5, "a remark"), *slices(data), *raw, mrd.CLOSE)
     assert (len(answer.images), answer.texts, answer.closed) == (4, [], True)
     for nothing in ((), (NAME,), (mrd.CLOSE,)):
@@ -400,17 +411,17 @@ def test_raw_data_is_skipped_and_an_empty_session_is_none(address: tuple[str, in
 
 def test_ten_clients_at_once_get_their_own(address: tuple[str, int], enhancer: Enhancer, recorder: Recorder) -> None:
     def visit(number: int) -> mrd.Answer:
-        data, _ = scan((16, 12, 5), tilt=number / 4)
+        data, _ = scan((16, 18, 5), tilt=number / 4)
         seed = mrd.text(5, json.dumps({"seed": number}))
         return mrd.exchange(
-            address, NAME, mrd.text(3, mrd.header_xml((16, 12))), seed, *slices(data, measurement_uid=number), mrd.CLOSE
+            address, NAME, mrd.text(3, mrd.header_xml((16, 18))), seed, *slices(data, measurement_uid=number), mrd.CLOSE
         )
 
     before = len(recorder.of("sent"))
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(visit, range(10)))
     for number, answer in enumerate(answers):
-        data, affine = scan((16, 12, 5), tilt=number / 4)
+        data, affine = scan((16, 18, 5), tilt=number / 4)
         assert answer.texts == []
         assert {struct.unpack_from("<I", item[0], 12)[0] for item in answer.images} == {number}
         np.testing.assert_array_equal(pixels(answer.images), expected(enhancer, data, affine, seed=number))

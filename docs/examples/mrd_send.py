@@ -9,6 +9,8 @@ import argparse
 import json
 import socket
 import struct
+from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -55,7 +57,7 @@ def image_message(plane: np.ndarray, affine: np.ndarray, number: int) -> bytes:
     return struct.pack("<H", IMAGE) + header + struct.pack("<Q", 0) + pixels
 
 
-def receive(stream, shape: tuple[int, ...]) -> np.ndarray:
+def receive(stream: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
     """Images until the server closes; a text that begins with ERR ends the program."""
     volume, count = np.zeros(shape, dtype=np.float32), 0
     while (number := struct.unpack("<H", stream.read(2))[0]) != CLOSE:
@@ -79,28 +81,33 @@ def receive(stream, shape: tuple[int, ...]) -> np.ndarray:
     return volume
 
 
-def main() -> None:
-    """Send, receive, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scan")
-    parser.add_argument("enhanced")
-    parser.add_argument("--server", default="127.0.0.1:9002")
-    parser.add_argument("--steps", type=int, default=1)
-    options = parser.parse_args()
-    image = nib.Nifti1Image.from_filename(options.scan)
+def send(scan: Path, enhanced: Path, *, address: tuple[str, int], steps: int) -> None:
+    """One session: send a scan, write what comes back on the same grid."""
+    image = nib.Nifti1Image.from_filename(scan)
     data, affine = np.asarray(image.dataobj, dtype=np.float32), image.affine
     size = np.linalg.norm(affine[:3, :3], axis=0)
-    address, _, port = options.server.rpartition(":")
-    with socket.create_connection((address, int(port)), timeout=600) as connection, connection.makefile("rb") as stream:
+    with socket.create_connection(address, timeout=600) as connection, connection.makefile("rb") as stream:
         connection.sendall(text_message(CONFIG_TEXT, "lfmri"))
         extent = (data.shape[0] * size[0], data.shape[1] * size[1], size[2])
         connection.sendall(text_message(HEADER, XML.format(*data.shape[:2], *extent)))
-        connection.sendall(text_message(TEXT, json.dumps({"parameters": {"steps": options.steps}})))
+        connection.sendall(text_message(TEXT, json.dumps({"parameters": {"steps": steps}})))
         for number in range(data.shape[2]):
             connection.sendall(image_message(data[..., number], affine, number))
         connection.sendall(struct.pack("<H", CLOSE))
-        enhanced = receive(stream, data.shape)
-    nib.Nifti1Image(enhanced, affine, image.header).to_filename(options.enhanced)
+        result = receive(stream, data.shape)
+    nib.Nifti1Image(result, affine).to_filename(enhanced)
+
+
+def main() -> None:
+    """Read the options and send."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scan", type=Path)
+    parser.add_argument("enhanced", type=Path)
+    parser.add_argument("--server", default="127.0.0.1:9002")
+    parser.add_argument("--steps", type=int, default=1)
+    options = parser.parse_args()
+    address, _, port = options.server.rpartition(":")
+    send(options.scan, options.enhanced, address=(address, int(port)), steps=options.steps)
 
 
 if __name__ == "__main__":

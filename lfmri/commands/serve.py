@@ -111,6 +111,14 @@ def serve(
 def surfaces_of(settings: "ConsoleSettings", service: "Service") -> "list[Surface]":
     """One surface for every section that asks for one."""
     surfaces: list[Surface] = []
+    if settings.folder.input:
+        from lfmri_runtime.folder.surface import FolderSurface
+
+        surfaces.append(FolderSurface(settings, service.station))
+    if settings.mrd.port:
+        from lfmri_runtime.mrd.server import MrdServer
+
+        surfaces.append(MrdServer(settings.mrd, settings.output, service.station))
     if settings.dicom.port:
         from lfmri_runtime.dicomnode.node import DicomNode
 

@@ -5,6 +5,7 @@ that a killed run, a full disk or an interrupt leaves no half file under the ask
 """
 
 import errno
+import glob
 import gzip
 import hashlib
 import json
@@ -52,6 +53,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone after the rename; never hides the first error
             temporary.unlink()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of runs that were killed while they wrote `path`.
+
+    Args:
+        path: an output that nobody else writes now.
+
+    Raises:
+        TryAgainLater: the folder cannot be written.
+    """
+    target = _target(path)
+    try:
+        for leftover in target.parent.glob(f".*.tmp.{glob.escape(target.name)}"):
+            leftover.unlink()
+    except OSError as error:
+        raise _explained(path, error) from error
 
 
 def check_writable(path: Path) -> None:

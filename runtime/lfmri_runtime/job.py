@@ -1,15 +1,17 @@
 """One file in, its outputs out: what every surface that works on files does around the core."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lfmri_runtime.enhancer import Enhancer, Progress
+from lfmri_runtime.bundle import Bundle
+from lfmri_runtime.enhancer import Enhanced, Enhancer, Progress
 from lfmri_runtime.errors import InputRefused, UsageError, missing_extra
 from lfmri_runtime.files import check_writable, sha256_file, write_json
 from lfmri_runtime.sidecar import describe, sidecar_path
@@ -99,17 +101,48 @@ def enhance_file(
     inside = None if mask is None else _read_mask(mask, scan)
     read = time.perf_counter() - started
     enhanced = enhancer.enhance(scan.data, scan.affine, mask=inside, progress=progress, **settings)
+    document = write_outputs(enhancer.bundle, scan, enhanced, outputs, input_sha256=sha256_file(path), read=read)
+    if outputs.page is not None:
+        from lfmri_runtime.showing import show
+
+        show(outputs.page, outputs.scan, scan=path, uncertainty=outputs.uncertainty)
+    return document
+
+
+def write_outputs(
+    bundle: Bundle,
+    scan: Scan,
+    enhanced: Enhanced,
+    outputs: Outputs,
+    *,
+    input_sha256: str,
+    read: float,
+    details: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Write an enhanced scan, its uncertainty and, last, the sidecar that says that all is there.
+
+    Args:
+        bundle: that was used.
+        scan: the input.
+        enhanced: the result.
+        outputs: checked by `check_outputs`; the page is not written here.
+        input_sha256: of the input file.
+        read: seconds that reading took.
+        details: further keys of the sidecar.
+
+    Returns:
+        the sidecar's content.
+
+    Raises:
+        TryAgainLater: an output could not be written.
+    """
     started = time.perf_counter()
     write_scan(outputs.scan, enhanced.mean, enhanced.affine, scan)
     if outputs.uncertainty is not None and enhanced.std is not None:
         write_scan(outputs.uncertainty, enhanced.std, enhanced.affine, scan)
     seconds = {"read": round(read, 4), "write": round(time.perf_counter() - started, 4)}
-    document = describe(enhancer.bundle, scan, enhanced, input_sha256=sha256_file(path), seconds=seconds)
+    document = {**describe(bundle, scan, enhanced, input_sha256=input_sha256, seconds=seconds), **details}
     write_json(sidecar_path(outputs.scan), document)
-    if outputs.page is not None:
-        from lfmri_runtime.showing import show
-
-        show(outputs.page, outputs.scan, scan=path, uncertainty=outputs.uncertainty)
     return document
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from lfmri_runtime.console.disk import shortage
 from lfmri_runtime.console.health import HealthServer
-from lfmri_runtime.console.journal import AuditLog, Journal
+from lfmri_runtime.console.journal import AuditLog, Journal, Sink
 from lfmri_runtime.console.metrics import Metrics
 from lfmri_runtime.console.settings import ConsoleSettings
 from lfmri_runtime.console.station import Station
@@ -54,13 +54,14 @@ class Service:
 
     Args:
         settings: checked.
+        sinks: take events beside the audit log and the metrics.
     """
 
-    def __init__(self, settings: ConsoleSettings) -> None:
+    def __init__(self, settings: ConsoleSettings, *, sinks: Sequence[Sink] = ()) -> None:
         self.settings = settings
         metrics = Metrics() if settings.health.port else None
         audit = AuditLog(Path(settings.audit.path)) if settings.audit.path else None
-        self.journal = Journal([sink for sink in (audit, metrics) if sink is not None])
+        self.journal = Journal([*(sink for sink in (audit, metrics) if sink is not None), *sinks])
         self.station = Station(settings.model, self.journal)
         self.surfaces: Sequence[Surface] = ()
         self._why_not_ready: str | None = "the model is being loaded"

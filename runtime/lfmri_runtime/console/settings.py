@@ -82,13 +82,16 @@ class MrdSettings:
         address: to listen on.
         port: 0 for no MRD server; 9002 is the customary one.
         connections: at the same time; more are turned away.
-        timeout_seconds: longest wait for the next message, and for one message to arrive whole.
+        timeout_seconds: longest time for one message to arrive whole, and for a client to take an answer.
+        idle_seconds: longest wait for the next message; a scanner may connect when its measurement begins and send
+            its images at the end.
     """
 
     address: str = "127.0.0.1"
     port: int = 0
     connections: int = 16
     timeout_seconds: float = 60.0
+    idle_seconds: float = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +217,7 @@ class ConsoleSettings:
         positive = {
             "folder.poll_seconds": self.folder.poll_seconds,
             "mrd.timeout_seconds": self.mrd.timeout_seconds,
+            "mrd.idle_seconds": self.mrd.idle_seconds,
             "mrd.connections": self.mrd.connections,
             "dicom.quiet_seconds": self.dicom.quiet_seconds,
             "dicom.retry_seconds": self.dicom.retry_seconds,

@@ -129,4 +129,4 @@ class Station:
             raise
         report = {**enhanced.report, "seconds": {"wait": waited, **enhanced.report["seconds"]}}
         self.journal.record("enhanced", **event, **report)
-        return enhanced
+        return dataclasses.replace(enhanced, report=report)

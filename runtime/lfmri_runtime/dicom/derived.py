@@ -10,11 +10,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from lfmri_runtime.bundle import Bundle
+from lfmri_runtime.console.settings import LABEL
 from lfmri_runtime.dicom.classic import slice_dataset
 from lfmri_runtime.dicom.encoding import encoding_for
-from lfmri_runtime.dicom.identity import derived_uid
+from lfmri_runtime.dicom.identity import derived_uid, recipe
 from lfmri_runtime.dicom.multiframe import stack_dataset
-from lfmri_runtime.dicom.parsing import quiet, refusing
+from lfmri_runtime.dicom.parsing import refusing
 from lfmri_runtime.dicom.planes import planes_of
 from lfmri_runtime.dicom.series import Series
 from lfmri_runtime.dicom.target import ENHANCED, UNCERTAINTY, Product, Target
@@ -22,15 +23,14 @@ from lfmri_runtime.enhancer import Enhanced
 from lfmri_runtime.errors import UsageError
 from lfmri_runtime.files import atomic_write, check_writable
 
-#: Text that a derived series carries unless the site words its own.
-DEFAULT_LABEL = "enhanced by lfmri - not for diagnosis"
 #: A label shares SeriesDescription's 64 characters (LO, PS3.5 6.2) with " uncertainty" and the original's text.
 MAX_LABEL = 40
+_UNWRITABLE = "elements of the original cannot be written again"
 _IMPLEMENTATION = derived_uid("implementation", "lfmri")
 
 
 def write_derived(
-    folder: Path, series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = DEFAULT_LABEL
+    folder: Path, series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = LABEL
 ) -> list[Path]:
     """Write an enhanced series: MR Image Storage for one, a file a slice, Enhanced MR for a multi-frame one.
 
@@ -56,7 +56,7 @@ def write_derived(
 
 
 def write_uncertainty(
-    folder: Path, series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = DEFAULT_LABEL
+    folder: Path, series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = LABEL
 ) -> list[Path]:
     """Write the standard deviation over samples as a series of its own; everything else as `write_derived`.
 
@@ -68,7 +68,7 @@ def write_uncertainty(
     return _write(folder, _target(UNCERTAINTY, series, enhanced, enhanced.std, bundle, label))
 
 
-def derived_series_uid(series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = DEFAULT_LABEL) -> str:
+def derived_series_uid(series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = LABEL) -> str:
     """The SeriesInstanceUID that `write_derived` gives."""
     return _target(ENHANCED, series, enhanced, enhanced.mean, bundle, label).uid
 
@@ -88,12 +88,15 @@ def _target(
     product: Product, series: Series, enhanced: Enhanced, volume: NDArray[np.float32], bundle: Bundle, label: str
 ) -> Target:
     check_label(label)
-    source = series.datasets[0]
-    with quiet():
+    with refusing("the series", _UNWRITABLE):
+        source = series.datasets[0]
         first = planes_of(source)[0]
         signed = bool(source.get("PixelRepresentation"))
+        slices = sorted(str(dataset.get("SOPInstanceUID") or "") for dataset in series.datasets)
     encoding = encoding_for(volume, signed=signed, slope=first.slope, intercept=first.intercept)
-    return Target(product, series, volume, enhanced.affine, encoding, bundle, enhanced.report, label)
+    made = recipe(bundle, enhanced.report, label=label)
+    uid = derived_uid("series", product.name, series.uid, *slices, *made)
+    return Target(product, uid, series, volume, enhanced.affine, encoding, bundle, enhanced.report, label)
 
 
 def _write(folder: Path, target: Target) -> list[Path]:
@@ -101,7 +104,7 @@ def _write(folder: Path, target: Target) -> list[Path]:
     paths = [folder / f"{target.instance_uid(index)}.dcm" for index in range(count)]
     check_writable(paths[0])
     for index, path in enumerate(paths):
-        with refusing(folder, "elements of the original cannot be written"):
+        with refusing("the series", _UNWRITABLE):
             content = _encoded(stack_dataset(target) if target.series.frames else slice_dataset(target, index))
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)

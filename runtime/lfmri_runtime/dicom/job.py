@@ -7,10 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lfmri_runtime.dicom.derived import DEFAULT_LABEL, check_label, derived_series_uid, write_derived, write_uncertainty
+from lfmri_runtime.bundle import Bundle
+from lfmri_runtime.console.settings import LABEL
+from lfmri_runtime.dicom.derived import check_label, derived_series_uid, write_derived, write_uncertainty
 from lfmri_runtime.dicom.selection import reason_to_pass_by
-from lfmri_runtime.dicom.series import group_files, read_series
-from lfmri_runtime.enhancer import Enhancer, Progress
+from lfmri_runtime.dicom.series import Series, group_files, read_series
+from lfmri_runtime.enhancer import Enhanced, Enhancer, Progress
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.files import check_writable, write_json
 from lfmri_runtime.sidecar import describe
@@ -32,7 +34,7 @@ class Choice:
     notes: tuple[str, ...]
 
 
-def check_folders(source: Path, *outputs: Path, label: str = DEFAULT_LABEL) -> None:
+def check_folders(source: Path, *outputs: Path, label: str = LABEL) -> None:
     """Find out before the work begins whether its outputs can be written.
 
     Args:
@@ -87,7 +89,7 @@ def enhance_series(
     out: Path,
     *,
     uncertainty: Path | None = None,
-    label: str = DEFAULT_LABEL,
+    label: str = LABEL,
     progress: Progress,
     **settings: Any,
 ) -> tuple[Path, dict[str, Any]]:
@@ -113,8 +115,38 @@ def enhance_series(
     series = read_series(paths)
     read = time.perf_counter() - started
     enhanced = enhancer.enhance(series.data, series.affine, progress=progress, **settings)
+    return write_series(enhancer.bundle, series, enhanced, out, uncertainty=uncertainty, label=label, read=read)
+
+
+def write_series(
+    bundle: Bundle,
+    series: Series,
+    enhanced: Enhanced,
+    out: Path,
+    *,
+    uncertainty: Path | None = None,
+    label: str = LABEL,
+    read: float,
+) -> tuple[Path, dict[str, Any]]:
+    """Write a derived series, its uncertainty and, last, the sidecar that says that all is there.
+
+    Args:
+        bundle: that was used.
+        series: the source.
+        enhanced: the result.
+        out: as for `enhance_series`.
+        uncertainty: likewise.
+        label: the site's own text.
+        read: seconds that reading took.
+
+    Returns:
+        as `enhance_series`.
+
+    Raises:
+        InputRefused: the source's elements cannot be written.
+        TryAgainLater: an output could not be written.
+    """
     started = time.perf_counter()
-    bundle = enhancer.bundle
     uid = derived_series_uid(series, enhanced, bundle=bundle, label=label)
     write_derived(out / uid, series, enhanced, bundle=bundle, label=label)
     if uncertainty is not None and enhanced.std is not None:

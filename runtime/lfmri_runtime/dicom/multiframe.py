@@ -14,6 +14,15 @@ _MEASURES = ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
 #: Groups that are made anew, or that speak of the source's pixels.
 _REPLACED = ("FrameVOILUTSequence", "PixelValueTransformationSequence", "DerivationImageSequence")
 _PLACED = ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence")
+#: How the original was acquired, C.8.13.4 and C.7.6.18.3: a derived image may leave them out, and validators of some
+#: age take them for an error there. The original has them.
+_ACQUISITION = (
+    "PulseSequenceName", "MRAcquisitionType", "EchoPulseSequence", "MultipleSpinEcho", "MultiPlanarExcitation",
+    "PhaseContrast", "TimeOfFlightContrast", "ArterialSpinLabelingContrast", "SteadyStatePulseSequence",
+    "EchoPlanarPulseSequence", "SaturationRecovery", "SpectrallySelectedSuppression", "OversamplingPhase",
+    "GeometryOfKSpaceTraversal", "RectilinearPhaseEncodeReordering", "SegmentedKSpaceTraversal", "CoverageOfKSpace",
+    "NumberOfKSpaceTrajectories", "BulkMotionCompensationTechnique",
+)  # fmt: skip
 #: What an index of DimensionIndexValues may count through the slices: position in the stack, position in the patient.
 _SLICE_POINTERS = (0x00209057, 0x00200032)
 
@@ -29,6 +38,8 @@ def stack_dataset(target: Target) -> Dataset:
     dataset.InstanceNumber = source.get("InstanceNumber") or 1
     dataset.ImageType = _image_type(source.get("ImageType"), target)
     dataset.NumberOfFrames = count
+    for name in _ACQUISITION:
+        dataset.pop(name, None)
     dataset.ContentQualification = "RESEARCH"  # C.8.13.2.1.1; no model of ours is a product
     dataset.SourceImageEvidenceSequence = [_evidence(target, source)]
     frames, shared = _groups(dataset, "PerFrame"), _groups(dataset, "Shared") or [Dataset()]
@@ -39,8 +50,8 @@ def stack_dataset(target: Target) -> Dataset:
     ]
     if not target.same_grid:
         _count_slices(dataset)
-    planes = np.moveaxis(target.encoding.stored(target.volume), (2, 1, 0), (0, 1, 2))
-    dataset.add_new("PixelData", "OW", planes[order].tobytes())
+    stored = b"".join(target.encoding.stored(target.volume[..., k].T).tobytes() for k in order)
+    dataset.add_new("PixelData", "OW", stored)
     return dataset
 
 

@@ -29,30 +29,30 @@ def quiet() -> Iterator[None]:
     """Keep pydicom from warning, logging and validating; one thread at a time: the settings are the process's."""
     logger = logging.getLogger("pydicom")
     with _LOCK, warnings.catch_warnings(), disable_value_validation():
-        before, logger.disabled = logger.disabled, True
+        before, logger.propagate = logger.propagate, False
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logger.disabled = before
+            logger.propagate = before
 
 
 @contextmanager
-def refusing(path: Path, trouble: str) -> Iterator[None]:
-    """Run pydicom quietly on one file; whatever it meets is refused in our words, without its own.
+def refusing(place: Path | str, trouble: str) -> Iterator[None]:
+    """Run pydicom quietly on a file or its data set; whatever it meets is refused in our words, without its own.
 
     Raises:
-        InputRefused: "PATH: " and the block's own refusal, or "TROUBLE; export the scan again".
+        InputRefused: "PLACE: " and the block's own refusal, or "TROUBLE; export the scan again".
     """
     try:
         with quiet():
             yield
     except InputRefused as refusal:
-        raise InputRefused(f"{path}: {refusal}") from None
+        raise InputRefused(f"{place}: {refusal}") from None
     except (LfmriError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - a broken value raises whatever its conversion raises
-        raise InputRefused(f"{path}: {trouble}; export the scan again") from None
+        raise InputRefused(f"{place}: {trouble}; export the scan again") from None
 
 
 def read_dataset(path: Path, *, pixels: bool = True) -> Any | None:

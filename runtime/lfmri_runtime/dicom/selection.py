@@ -65,6 +65,8 @@ def _kind(dataset: Any) -> str | None:
     ge_kind = dataset[GE_KIND].value if GE_KIND in dataset else 0
     if types & NOT_MAGNITUDE or ge_kind in (1, 2, 3):
         return "not a magnitude image (phase, real, imaginary or mixed)"
+    if "MOSAIC" in types:
+        return "a mosaic, its slices tiled in one image"
     if types & MAPS:
         return "calculated, not acquired (a map, a subtraction or a projection)"
     names = " ".join(str(dataset.get(name) or "") for name in ("SeriesDescription", "ProtocolName"))

@@ -90,11 +90,14 @@ def read_series(paths: Sequence[Path]) -> Series:
     datasets: list[Any] = []
     planes: list[Plane] = []
     slices: list[Float32Array] = []
+    voxels = 0
     for path in paths:
         dataset = open_image(path)
         with refusing(path, SENSELESS):
             found = planes_of(dataset)
-            _check_room(planes, found)
+            voxels += sum(plane.shape[0] * plane.shape[1] for plane in found)
+            if voxels > MAX_VOXELS:
+                raise InputRefused(f"over {MAX_VOXELS} voxels with the files before it; expected one scan of a head")
             slices.extend(read_pixels(dataset, found))
         datasets.append(dataset)
         planes.extend(found)
@@ -135,12 +138,6 @@ def _series_uid(path: Path) -> str:
         return "" if dataset is None else str(dataset.get("SeriesInstanceUID") or "")
 
 
-def _check_room(planes: list[Plane], found: list[Plane]) -> None:
-    voxels = sum(plane.shape[0] * plane.shape[1] for plane in (*planes, *found))
-    if voxels > MAX_VOXELS:
-        raise InputRefused(f"over {MAX_VOXELS} voxels with the files before it; expected one scan of a head")
-
-
 def _one_series(datasets: list[Any]) -> str:
     uids = {str(dataset.get("SeriesInstanceUID") or "") for dataset in datasets}
     if len(uids) > 1 or "" in uids:
@@ -165,8 +162,8 @@ def _notes(dataset: Any, plane: Plane, affine: NDArray[np.float64]) -> tuple[str
             f"the header has slices {plane.distance:g} mm apart, their positions {distance:.4g} mm; "
             "the positions were used"
         )
-    if plane.spacing == (1.0, 1.0):
-        notes.append("pixels of exactly 1 mm in the header: some consoles write that whatever the scan; check it")
+        if plane.spacing == (1.0, 1.0):
+            notes.append("its pixels are of exactly 1 mm there too, which nothing contradicts: check them")
     if "ImagePositionPatient" not in dataset and RETIRED["ImagePositionPatient"] in dataset:
         notes.append("slice positions stand only in retired elements (0020,0030) and (0020,0035); they were used")
     return tuple(notes)

@@ -12,7 +12,7 @@ from pydicom.uid import EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageSt
 
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.dicom.encoding import Encoding
-from lfmri_runtime.dicom.identity import SCHEME, SOURCE_IMAGE, code, derived_uid, equipment, recipe
+from lfmri_runtime.dicom.identity import SCHEME, SOURCE_IMAGE, code, derived_uid, equipment
 from lfmri_runtime.dicom.planes import RETIRED
 from lfmri_runtime.dicom.series import Series
 
@@ -21,13 +21,14 @@ _DROPPED = (
     "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
     "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "IconImageSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation", "WindowCenter",
-    "WindowWidth", "RescaleType", "RescaleSlope", "RescaleIntercept",
-    "RealWorldValueMappingSequence", "SourceImageSequence", "SeriesDescriptionCodeSequence", "InstanceCreationDate",
-    "InstanceCreationTime", "InstanceCreatorUID", "MACParametersSequence", "DigitalSignaturesSequence",
-    "DataSetTrailingPadding", "FloatPixelData", "DoubleFloatPixelData", "PixelData",
+    "WindowWidth", "RescaleType", "RescaleSlope", "RescaleIntercept", "RealWorldValueMappingSequence",
+    "SourceImageSequence", "SeriesDescriptionCodeSequence", "InstanceCreationDate", "InstanceCreationTime",
+    "InstanceCreatorUID", "MACParametersSequence", "DigitalSignaturesSequence", "DataSetTrailingPadding",
 )  # fmt: skip
 #: Elements that one series has in common (C.7.3.1) and one time of content, all taken from its first slice.
 _OF_THE_SERIES = ("SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "SeriesNumber", "SeriesDescription")
+#: Groups before it are of messages and of the file, PS3.5 7.1 and PS3.10 7.1.
+_FIRST_GROUP = 8
 #: Groups of overlays and curves, which are drawn for the source's pixels.
 _DRAWINGS = (0x50, 0x60)
 
@@ -63,6 +64,7 @@ class Target:
 
     Attributes:
         product: what it is.
+        uid: its SeriesInstanceUID: another for other slices, another model, other settings or another label.
         series: its source.
         volume: (i, j, k), its values.
         affine: of the volume, voxel to mm, RAS+.
@@ -73,6 +75,7 @@ class Target:
     """
 
     product: Product
+    uid: str
     series: Series
     volume: NDArray[np.float32]
     affine: NDArray[np.float64]
@@ -80,13 +83,6 @@ class Target:
     bundle: Bundle
     report: dict[str, Any]
     label: str
-
-    @cached_property
-    def uid(self) -> str:
-        """SeriesInstanceUID: another for other slices, another model, other settings or another label."""
-        slices = sorted(str(dataset.get("SOPInstanceUID") or "") for dataset in self.series.datasets)
-        made = recipe(self.bundle, self.report, label=self.label)
-        return derived_uid("series", self.product.name, self.series.uid, *slices, *made)
 
     @cached_property
     def same_grid(self) -> bool:
@@ -125,7 +121,7 @@ class Target:
         contributors = [*(dataset.get("ContributingEquipmentSequence") or []), equipment(self.bundle)]
         dataset.ContributingEquipmentSequence = contributors
         dataset.Columns, dataset.Rows = self.volume.shape[:2]
-        dataset.SamplesPerPixel = 1
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
         dataset.BitsAllocated = dataset.BitsStored = 16
         dataset.HighBit = 15
         dataset.PixelRepresentation = int(self.encoding.dtype.kind == "i")
@@ -164,7 +160,7 @@ def kept(source: Any) -> Dataset:
     """A copy without private elements, drawings, what is not true any more, and elements that cannot be read."""
     copy = Dataset()
     for tag in sorted(source.keys()):
-        if tag.is_private or tag.group >> 8 in _DRAWINGS or tag in RETIRED.values():
+        if tag.group < _FIRST_GROUP or tag.is_private or tag.group >> 8 in _DRAWINGS or tag in RETIRED.values():
             continue
         try:
             element = source[tag]

@@ -10,7 +10,7 @@ from lfmri_runtime.errors import InputRefused
 
 #: Bytes taken from the socket at a time; memory grows with what has really come.
 PIECE_BYTES = 1 << 18
-#: While more than this waits to be sent, nothing more is read.
+#: While more than this waits to be sent, no further message should be read.
 MOST_PENDING = 64 << 20
 #: Between two looks at whether the service is stopping.
 LOOK_SECONDS = 0.25
@@ -23,7 +23,8 @@ class Channel:
 
     Args:
         connection: a connected stream socket; closed by `close`.
-        on_wait: called a few times a second while a message is waited for; what it raises ends the wait.
+        on_wait: called before a message is read, and a few times a second while it is waited for, with whether
+            nothing has come; what it raises ends the wait.
 
     Attributes:
         queued: bytes given to `send` so far.
@@ -31,7 +32,7 @@ class Channel:
         began: `time.perf_counter` when the latest message's first byte was there.
     """
 
-    def __init__(self, connection: socket.socket, *, on_wait: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, connection: socket.socket, *, on_wait: Callable[[bool], None] = lambda idle: None) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._on_wait = on_wait
@@ -48,8 +49,9 @@ class Channel:
             OSError: the connection broke.
         """
         deadline = time.monotonic() + seconds
+        self._on_wait(False)
         while not self._ready(min(deadline, time.monotonic() + LOOK_SECONDS)):
-            self._on_wait()
+            self._on_wait(True)
             if time.monotonic() >= deadline:
                 raise InputRefused(f"nothing came for {seconds:g} s; expected a message: send close when all is sent")
         self.began = time.perf_counter()
@@ -85,19 +87,23 @@ class Channel:
                 self.queued += len(part)
         self._push()
 
-    def flush(self, *, seconds: float) -> None:
-        """Wait until all is sent.
+    def flush(self, *, seconds: float, most: int = 0) -> None:
+        """Wait until no more than `most` bytes wait to be sent.
 
         Raises:
-            InputRefused: the client does not take it within this time.
+            InputRefused: the client does not take them within this time.
             OSError: the connection broke.
         """
         deadline = time.monotonic() + seconds
-        while self._pending:
+        while self.queued - self.sent > most:
             self._poll(select.POLLOUT, deadline)
             self._push()
-            if self._pending and time.monotonic() >= deadline:
+            if self.queued - self.sent > most and time.monotonic() >= deadline:
                 raise InputRefused(f"the client did not take the answer within {seconds:g} s; expected it to read")
+
+    def make_room(self, *, seconds: float) -> None:
+        """Wait until a further message may be read; raises as `flush` does."""
+        self.flush(seconds=seconds, most=MOST_PENDING)
 
     def close(self) -> None:
         """End the stream, let the client finish its own for a moment, and close the socket."""
@@ -124,8 +130,7 @@ class Channel:
 
     def _ready(self, deadline: float) -> bool:
         """Send what can be sent while waiting for something to read; False when there is nothing yet."""
-        full = self.queued - self.sent > MOST_PENDING
-        ready = self._poll((0 if full else select.POLLIN) | (select.POLLOUT if self._pending else 0), deadline)
+        ready = self._poll(select.POLLIN | (select.POLLOUT if self._pending else 0), deadline)
         if ready & select.POLLOUT:
             self._push()
         return bool(ready & (select.POLLIN | select.POLLHUP | select.POLLERR))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.mrd import xml
-from lfmri_runtime.mrd.wire import Image, ImageHeader
+from lfmri_runtime.mrd.image import Image, ImageHeader
 from lfmri_runtime.volume.checks import FARTHEST_MM, VOXEL_MM
 
 Float64Array = NDArray[np.float64]
@@ -80,7 +80,7 @@ def place(images: list[Image], space: ReconSpace | None, asked: tuple[float, flo
         asked: voxel size that the client gave; it goes before everything else.
 
     Raises:
-        InputRefused: no voxel size can be had, or one that no scan has.
+        InputRefused: slices that cannot be told apart, no voxel size, or one that no scan has.
     """
     notes: list[str] = []
     first = images[0].header
@@ -126,8 +126,14 @@ def _slice_order(images: list[Image], depths: Float64Array, notes: list[str]) ->
     gaps = np.diff(depths[order])
     gap = float(np.median(gaps))
     if not gaps.min() > VOXEL_MM[0]:
+        indices = [image.header.slice for image in images]
+        if len(set(indices)) < len(indices):
+            raise InputRefused(
+                "neither positions nor slice indices tell the images of a volume apart; expected one image for each "
+                "slice: number repetitions, contrasts, phases or sets in their headers"
+            )
         notes.append("the images' positions do not tell the slices apart; they were ordered by slice index")
-        return tuple(int(n) for n in np.argsort([image.header.slice for image in images], kind="stable")), None
+        return tuple(int(n) for n in np.argsort(indices)), None
     if np.abs(gaps - gap).max() > UNEVEN * gap:
         notes.append(f"slices are {gaps.min():.3g} to {gaps.max():.3g} mm apart; they were taken as evenly spaced")
     return tuple(int(n) for n in order), gap

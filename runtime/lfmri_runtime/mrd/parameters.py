@@ -86,8 +86,12 @@ def updated(parameters: Parameters, given: Iterable[tuple[str, Any]]) -> Paramet
 
 
 def from_text(text: str) -> list[tuple[str, Any]]:
-    """Parameters in a configuration's text or name: a JSON object, or words such as `steps=5`."""
-    return from_json(text) or [(name, value) for name, value in re.findall(r"(\w+)=([^\s,;]+)", text)]
+    """Parameters in a configuration's text or name: a JSON object, or words such as `steps=5`; XML has none of ours."""
+    return (
+        []
+        if text.lstrip().startswith("<")
+        else from_json(text) or [(name, value) for name, value in re.findall(r"(\w+)=([^\s,;]+)", text)]
+    )
 
 
 def from_json(text: str) -> list[tuple[str, Any]]:

@@ -112,13 +112,13 @@ class MrdServer:
         thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        def look() -> None:
-            if self._stopping.is_set() and (not session.busy or time.monotonic() > self._last_call):
+        def look(idle: bool) -> None:
+            late = time.monotonic() > self._last_call
+            if self._stopping.is_set() and (late or (idle and not session.busy)):
                 raise TryAgainLater("the service is stopping; send this scan again later")
 
         channel = Channel(connection, on_wait=look)
-        seconds = self.settings.timeout_seconds
-        session = Session(channel, output=self.output, station=self.station, seconds=seconds)
+        session = Session(channel, settings=self.settings, output=self.output, station=self.station)
         session.run()
 
     def _turn_away(self, connection: socket.socket) -> None:

@@ -6,36 +6,20 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lfmri_runtime.console.settings import OutputSettings
+from lfmri_runtime.console.settings import MrdSettings, OutputSettings
 from lfmri_runtime.console.station import EnhanceOptions, Station
-from lfmri_runtime.enhancer import Enhanced
-from lfmri_runtime.errors import InputRefused, LfmriError, UsageError
-from lfmri_runtime.mrd import xml
+from lfmri_runtime.errors import InputRefused, LfmriError, TryAgainLater, UsageError
+from lfmri_runtime.mrd.answer import answers
 from lfmri_runtime.mrd.channel import Channel
-from lfmri_runtime.mrd.geometry import Placement, ReconSpace, orientation_of, place, recon_space
+from lfmri_runtime.mrd.geometry import ReconSpace, orientation_of, place, recon_space
+from lfmri_runtime.mrd.image import Image
 from lfmri_runtime.mrd.parameters import Parameters, from_header, from_json, from_text, updated
-from lfmri_runtime.mrd.volume import (
-    HISTORY,
-    MARK,
-    digest,
-    is_magnitude,
-    reason_to_pass,
-    stack,
-    unstack,
-    volumes,
-    window,
-)
-from lfmri_runtime.mrd.wire import FLOAT32, Id, Image, close_message, read_message, text_message
+from lfmri_runtime.mrd.volume import digest, is_magnitude, reason_to_pass, stack, volumes
+from lfmri_runtime.mrd.wire import Id, close_message, image_message, read_message, text_message
 
 #: Most that a client's unfinished series may hold, bytes, and what an image costs beside its content.
 SERIES_BYTES = 256 << 20
 IMAGE_BYTES = 2048
-#: An enhanced series has the original's index and this; its uncertainty twice this. Scanners count up from 0 or 1.
-SERIES_STEP = 1000
-UNCERTAINTY = "standard deviation"
 
 
 class Session:
@@ -45,19 +29,20 @@ class Session:
         channel: the client's; closed at the end of `run`.
         output: label and whether the uncertainty leaves.
         station: enhances.
-        seconds: longest wait for a message, for it to arrive whole, and for the client to take an answer.
+        settings: the longest waits.
     """
 
-    def __init__(self, channel: Channel, *, output: OutputSettings, station: Station, seconds: float) -> None:
+    def __init__(self, channel: Channel, *, settings: MrdSettings, output: OutputSettings, station: Station) -> None:
         self.channel = channel
         self.output = output
         self.station = station
-        self.seconds = seconds
+        self.settings = settings
         self.parameters = Parameters()
         self.space: ReconSpace | None = None
         self._images: list[Image] = []
         self._bytes = 0
         self._receiving = 0.0
+        self._recorded = False
         self._warned: set[str] = set()
         self._leaving: deque[tuple[int, float, dict[str, Any]]] = deque()
 
@@ -67,7 +52,7 @@ class Session:
         return bool(self._images)
 
     def run(self) -> None:
-        """Serve the client to its end; its errors are told to it, and never leave this method."""
+        """Serve the client to its end; what is wrong is told to it. Only faults of our own leave this method."""
         try:
             try:
                 self._serve()
@@ -85,8 +70,11 @@ class Session:
 
     def _serve(self) -> None:
         while True:
+            self.channel.make_room(seconds=self.settings.timeout_seconds)
             try:
-                message, content = read_message(self.channel, seconds=self.seconds)
+                message, content = read_message(
+                    self.channel, idle=self.settings.idle_seconds, seconds=self.settings.timeout_seconds
+                )
             except EOFError:
                 if self._images:
                     raise InputRefused(
@@ -100,7 +88,7 @@ class Session:
             self._note_sent()
         self._finish_series()
         self.channel.send(close_message())
-        self.channel.flush(seconds=self.seconds)
+        self.channel.flush(seconds=self.settings.timeout_seconds)
         self._note_sent()
 
     def _take(self, message: Id, content: str | Image | None) -> None:
@@ -117,7 +105,7 @@ class Session:
 
     def _take_image(self, image: Image) -> None:
         if not is_magnitude(image.header):
-            self.channel.send(*image.parts())
+            self._send_back([image])
             return
         if self._images and image.header.series != self._images[0].header.series:
             self._finish_series()
@@ -138,8 +126,7 @@ class Session:
             else:
                 self._warn([f"series {volume[0].header.series} goes back as it came: {reason}"])
                 self.station.journal.record("passed-by", surface="mrd", source=digest(volume), reason=reason)
-                for image in volume:
-                    self.channel.send(*image.parts())
+                self._send_back(volume)
 
     def _enhance(self, volume: list[Image]) -> None:
         started = time.perf_counter()
@@ -158,13 +145,18 @@ class Session:
             grid="input",
             thick_axis=asked.thickAxis,
         )
-        enhanced = self.station.enhance(data, placement.affine, surface="mrd", source=source, options=options)
+        try:
+            enhanced = self.station.enhance(data, placement.affine, surface="mrd", source=source, options=options)
+        except LfmriError as error:
+            self._recorded = not isinstance(error, TryAgainLater)  # the station records what its core refuses
+            raise
         done = time.perf_counter()
         self._warn([*placement.notes, *enhanced.notes])
         if asked.sendOriginal:
-            for image in volume:
-                self.channel.send(*image.parts())
-        self._answer(volume, placement, enhanced, uncertainty=uncertainty)
+            self._send_back(volume)
+        bundle, label = self.station.enhancer.bundle, self.output.label
+        for content in answers(volume, placement.order, enhanced, bundle=bundle, label=label, uncertainty=uncertainty):
+            self.channel.send(*image_message(content))
         seconds = {
             "receive": self._receiving,
             "assemble": assembled - started,
@@ -175,33 +167,9 @@ class Session:
         event = {"surface": "mrd", "source": source, "images": len(volume), "seconds": seconds}
         self._leaving.append((self.channel.queued, time.perf_counter(), event))
 
-    def _answer(self, volume: list[Image], placement: Placement, enhanced: Enhanced, *, uncertainty: bool) -> None:
-        """Queue the enhanced series and, where asked for, its uncertainty in float32: integers would round it away."""
-        series, data_type = volume[0].header.series, volume[0].header.data_type
-        label = self.output.label
-        answers: list[tuple[NDArray[np.float32], int, str]] = [(enhanced.mean, data_type, label)]
-        if uncertainty and enhanced.std is not None:
-            answers.append((enhanced.std, FLOAT32, f"{label}, {UNCERTAINTY}"))
-        for step, (values, kind, text) in enumerate(answers, start=1):
-            meta = self._meta(values, text)
-            for number, pixels in unstack(values, placement.order, kind):
-                image = volume[number]
-                history = (*xml.meta_values(image.attributes, HISTORY), *meta[HISTORY])
-                attributes = xml.with_meta(image.attributes, {**meta, HISTORY: history})
-                index = (series + step * SERIES_STEP) % (1 << 16)
-                self.channel.send(*image.answer(pixels, data_type=kind, series=index, attributes=attributes))
-
-    def _meta(self, values: NDArray[np.float32], label: str) -> dict[str, tuple[str, ...]]:
-        bundle = self.station.enhancer.bundle
-        centre, width = window(values)
-        return {
-            "DataRole": ("Image",),
-            HISTORY: (MARK, f"{bundle.contract.name} {bundle.contract.version}", f"sha256 {bundle.sha256}"),
-            "Keep_image_geometry": ("1",),
-            "WindowCenter": (centre,),
-            "WindowWidth": (width,),
-            "SequenceDescriptionAdditional": (label,),
-        }
+    def _send_back(self, images: Iterable[Image]) -> None:
+        for image in images:
+            self.channel.send(*image_message(image.parts()))
 
     def _warn(self, notes: Iterable[str]) -> None:
         """Tell the client what had to be guessed or was left out; each thing once a session."""
@@ -221,5 +189,6 @@ class Session:
     def _fail(self, event: str, reason: str) -> None:
         self.channel.send(text_message(f"ERR lfmri: {reason}"), close_message())
         with suppress(InputRefused):  # a client that does not read does not learn why
-            self.channel.flush(seconds=self.seconds)
-        self.station.journal.record(event, surface="mrd", reason=reason)
+            self.channel.flush(seconds=self.settings.timeout_seconds)
+        if not self._recorded:
+            self.station.journal.record(event, surface="mrd", reason=reason)

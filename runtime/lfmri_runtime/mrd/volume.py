@@ -1,8 +1,6 @@
-"""The images of one series to volumes, and an enhanced volume back to the images' pixels."""
+"""The images of one series to volumes."""
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +8,16 @@ from numpy.typing import NDArray
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.mrd import xml
 from lfmri_runtime.mrd.geometry import orientation_of
-from lfmri_runtime.mrd.wire import DATA_TYPES, MAGNITUDE, Image, ImageHeader
-from lfmri_runtime.volume.checks import MIN_AXIS_VOXELS
+from lfmri_runtime.mrd.image import DATA_TYPES, MAGNITUDE, Image, ImageHeader
 
 Float32Array = NDArray[np.float32]
 
+#: Fewer slices or a smaller matrix are no scan of a head (assumed; the DICOM node's bounds are the same).
+MIN_SLICES = 4
+MIN_MATRIX = 16
 #: What an enhanced image carries in ImageProcessingHistory, and is known by when it comes again.
 MARK = "LFMRI"
 HISTORY = "ImageProcessingHistory"
-#: The window shows intensities from 0 to this percentile.
-WINDOW_PERCENTILE = 99.5
 
 
 def is_magnitude(header: ImageHeader) -> bool:
@@ -46,12 +44,12 @@ def reason_to_pass(images: list[Image], *, stacks: int) -> str | None:
         images: of the volume.
         stacks: orientations in its series.
     """
-    header = images[0].header
-    shape = (*header.matrix_size[:2], max(len(images), header.matrix_size[2]))
+    columns, rows, depth = images[0].header.matrix_size
+    slices = max(len(images), depth)
     if stacks > 1:
         return f"a series of {stacks} orientations is a localiser"
-    if min(shape) < MIN_AXIS_VOXELS:
-        return f"{' x '.join(map(str, shape))} voxels are too few; expected {MIN_AXIS_VOXELS} or more along every axis"
+    if slices < MIN_SLICES or min(columns, rows) < MIN_MATRIX:
+        return f"{slices} slices of {columns} x {rows} are too small; expected {MIN_SLICES} of {MIN_MATRIX} or more"
     if any(MARK in xml.meta_values(image.attributes, HISTORY) for image in images):
         return "it is enhanced already"
     return None
@@ -71,34 +69,6 @@ def stack(images: list[Image], order: tuple[int, ...]) -> Float32Array:
     if data.min() == data.max():
         raise InputRefused("every voxel has the same value; expected an image: check the sender")
     return data
-
-
-def unstack(volume: Float32Array, order: tuple[int, ...], data_type: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Pixels of each image, (z, y, x), in the order in which the images came.
-
-    Args:
-        volume: (x, y, slice).
-        order: as `stack` took it.
-        data_type: key of DATA_TYPES; integers are rounded, and clipped to what they hold.
-
-    Yields:
-        position of the image, pixels.
-    """
-    dtype = DATA_TYPES[data_type]
-    slices = volume.transpose(2, 1, 0)
-    depth = len(slices) // len(order)
-    for place, number in sorted(enumerate(order), key=lambda pair: pair[1]):
-        pixels = slices[place * depth : (place + 1) * depth]
-        if dtype.kind in "iu":
-            limits = np.iinfo(dtype)
-            pixels = np.clip(np.rint(pixels.astype(np.float64)), limits.min, limits.max)
-        yield number, np.ascontiguousarray(pixels).astype(dtype)
-
-
-def window(volume: Float32Array) -> tuple[str, str]:
-    """Centre and width of the display's window, as whole numbers where that loses nothing to see."""
-    high = float(np.percentile(volume, WINDOW_PERCENTILE))
-    return tuple(f"{value:.0f}" if high >= 100 else f"{value:.6g}" for value in (high / 2, high))  # type: ignore[return-value]
 
 
 def digest(images: list[Image]) -> str:
