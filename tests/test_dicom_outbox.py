@@ -133,6 +133,29 @@ def test_a_series_is_one_folder_that_moves(tmp_path: Path, make: MakeBench) -> N
     assert {fields["source"] for _, fields in bench.events.all} == {f"{SERIES}.0"}
 
 
+def test_a_series_ends_when_nothing_has_come_for_a_while(tmp_path: Path, make: MakeBench) -> None:
+    port = free_port()
+    bench = make(port, quiet_seconds=1000.0)
+    paths = slices(tmp_path)
+
+    def age() -> None:
+        bench.spool._arrivals[key(SERIES)].last -= 1001.0
+
+    bench.receive(paths[:3])
+    age()
+    bench.receive(paths[3:])  # which begins the wait anew, as a start does
+    bench.work()
+    assert bench.state("incoming") == [key(SERIES)]
+    age()
+    bench.spool.begin()
+    bench.work()
+    assert bench.state("incoming") == [key(SERIES)]
+    age()
+    bench.work()
+    assert bench.state("incoming") == []
+    assert len(bench.state("outbox")) == 1
+
+
 def test_a_series_sent_again_leaves_again_as_the_same_objects(tmp_path: Path, make: MakeBench) -> None:
     paths = slices(tmp_path)
     with Archive() as archive:
