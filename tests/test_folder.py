@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfmri_runtime.console.disk import shortage
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import (
     ConsoleSettings,
@@ -579,20 +578,19 @@ def test_a_disk_that_is_short_is_said_once(
     folders: Folders, station: Station, scan: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders.spool.close()
-    surface = FolderSurface(replace(folders.settings, disk=DiskSettings(least_free_mib=1 << 40)), station)
+    surface = FolderSurface(folders.settings, station)
     folders.drop(scan)
     looks: list[Path] = []
 
     def count(folder: Path, least: int) -> str | None:
         looks.append(folder)
-        return shortage(folder, least)
+        return f"{len(looks)} MiB free" if len(looks) < 4 else None
 
     monkeypatch.setattr("lfmri_runtime.folder.watching.shortage", count)
     surface.start()
-    wait_for(lambda: len(looks) > 2)
+    wait_for(lambda: "sent" in recorder.names())
     surface.stop()
-    assert recorder.names() == ["delayed"]
-    assert tree(folders.input) == {"scan.nii.gz"}
+    assert recorder.names() == ["delayed", "received", "enhanced", "sent"]
 
 
 @pytest.mark.parametrize(
