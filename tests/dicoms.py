@@ -22,9 +22,9 @@ FRAME_OF_REFERENCE = f"{STUDY}.3"
 #: Words that no message, note or sidecar may hold.
 SECRETS = ("DOE", "JANE", "SECRET")
 SLICES = 12
-#: Columns, rows, slices: not square; 1.6 mm pixels, 5 mm apart.
+#: Columns, rows, slices; neither the matrix nor its pixels are square.
 SHAPE = (20, 26, SLICES)
-SPACING = (1.6, 1.6, 5.0)
+SPACING = (1.6, 1.3, 5.0)
 #: From file order to the order along the normal: interleaved, odd slices first.
 INTERLEAVED = [*range(1, SLICES, 2), *range(0, SLICES, 2)]
 

@@ -115,6 +115,21 @@ def test_dcm2niix_finds_the_originals_geometry(case: Case, tmp_path: Path) -> No
     np.testing.assert_allclose(canonical.get_fdata(), expected.get_fdata(), atol=0.06)
 
 
+def test_a_scanners_matrix_keeps_every_voxel_in_its_place(enhancer: Enhancer, tmp_path: Path) -> None:
+    require_program("dcm2niix")
+    series = read_series(classic(tmp_path / "original", shape=(112, 136, 12)))
+    result = Enhanced(series.data, None, series.affine, 1.0, REPORT, ())
+    write_derived(tmp_path / "derived", series, result, bundle=enhancer.bundle)
+    images: list[Any] = []
+    for name in ("original", "derived"):
+        command = ["dcm2niix", "-o", tmp_path, "-f", name, "-b", "n", tmp_path / name]
+        subprocess.run(command, check=True, capture_output=True)
+        images.append(nib.load(tmp_path / f"{name}.nii"))
+    assert images[0].shape == images[1].shape == (112, 136, 12)
+    np.testing.assert_array_equal(images[0].affine, images[1].affine)
+    np.testing.assert_allclose(images[0].get_fdata(), images[1].get_fdata(), atol=0.3)
+
+
 def test_a_real_header_of_frames_is_understood(enhancer: Enhancer, tmp_path: Path) -> None:
     """A vendor's Enhanced MR header, whose pixels were zeroed; cut to 24 sagittal frames."""
     require_program("dciodvfy")
@@ -225,6 +240,16 @@ def test_a_slice_names_its_own_source_and_keeps_its_place(plain: Case) -> None:
             "AcquisitionTime",
         ):
             assert ds[name].value == original[name].value
+
+
+def test_a_frame_names_its_own_source_and_keeps_its_place(enhancer: Enhancer, tmp_path: Path) -> None:
+    case = Case(enhancer, tmp_path, "enhanced", "input")
+    (original,), (derived,) = (map(pydicom.dcmread, paths) for paths in (case.originals, case.derived))
+    pairs = zip(original.PerFrameFunctionalGroupsSequence, derived.PerFrameFunctionalGroupsSequence, strict=True)
+    for number, (before, after) in enumerate(pairs, start=1):
+        assert after.PlanePositionSequence == before.PlanePositionSequence
+        assert after.FrameContentSequence == before.FrameContentSequence
+        assert after.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber == number
 
 
 def test_slices_between_two_sources_name_both(enhancer: Enhancer, tmp_path: Path) -> None:

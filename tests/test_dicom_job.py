@@ -72,7 +72,7 @@ def test_a_folder_is_enhanced_and_the_rest_is_named(enhance: Lines, tmp_path: Pa
     assert derived.datasets[0].SeriesDescription == "T1 SECRET ours"
     text = (out / f"{folder.name}.json").read_text()
     document = json.loads(text)
-    assert document["input"] == {"sha256": series.sha256, "shape": [20, 26, 12], "voxel_size_mm": [1.6, 1.6, 5.0]}
+    assert document["input"] == {"sha256": series.sha256, "shape": [20, 26, 12], "voxel_size_mm": [1.6, 1.3, 5.0]}
     assert (document["grid"], document["samples"]) == ("input", 2)
     assert not any(word in text + said + notes for word in SECRETS)
 

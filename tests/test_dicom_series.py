@@ -1,5 +1,6 @@
 """Reading DICOM series: geometry and values as other readers see them, bad headers, and what is passed by."""
 
+import hashlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -69,7 +71,8 @@ def test_the_order_of_the_files_changes_nothing(tmp_path: Path) -> None:
     first, second = read_series(paths), read_series(paths[::-1])
     np.testing.assert_array_equal(first.data, second.data)
     np.testing.assert_array_equal(first.affine, second.affine)
-    assert first.sha256 == second.sha256
+    digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    assert first.sha256 == second.sha256 == hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def test_geometry_and_values_are_those_of_dcm2niix(paths: list[Path], tmp_path: Path) -> None:
@@ -206,6 +209,16 @@ def _short(ds: Dataset, k: int) -> None:
     ds.PixelData = ds.PixelData[:-2]
 
 
+def _much(ds: Dataset, k: int) -> None:
+    _run_lengths(ds)
+    ds.Rows = ds.Columns = 4096
+
+
+def _endless(ds: Dataset, k: int) -> None:
+    _run_lengths(ds)
+    ds.PixelData = encapsulate([b"\x01".ljust(64, b"\0") + b"\x81\0" * 10_000])
+
+
 def _colours(ds: Dataset, k: int) -> None:
     ds.SamplesPerPixel, ds.PlanarConfiguration = 3, 0
 
@@ -225,13 +238,16 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "not orthogonal": (_set(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "not at right angles"),
     "far away": (lambda ds, k: setattr(ds, "ImagePositionPatient", [9e8, 0, 5 * k]), "not at right|mm away|even"),
     "compressed": (_compressed, "compressed; expected uncompressed or RLE: decompress with gdcmconv --raw"),
-    "cut pixels": (_short, "cut off: 1038 of 1040 bytes"),
+    "cut pixels": (_short, "cut off: 1038 bytes for 1040 of pixels"),
     "frames that are not there": (_set(NumberOfFrames=3), "3 frames with the places of 0"),
     "frames without end": (_set(NumberOfFrames=2**31 - 1), "the header promises 2147483647 x 26 x 20 voxels"),
     "large": (_set(Rows=65535, Columns=65535), "the header promises 1 x 65535 x 65535 voxels"),
     "empty": (_set(Rows=0), "the header promises 1 x 0 x 20 voxels"),
     "bits": (_set(BitsAllocated=64), "no pixels, or of 64 bits"),
-    "colours": (_colours, "3 samples a pixel"),
+    "inverted": (_set(PhotometricInterpretation="MONOCHROME1"), "colours or inverted"),
+    "run lengths that promise much": (_much, "cut off: [0-9]+ bytes for 33554432 of pixels"),
+    "run lengths without end": (_endless, "bytes of run lengths for 1040 of pixels"),
+    "colours": (_colours, "colours or inverted"),
     "look-up table": (_set(ModalityLUTSequence=[item(LUTExplanation="SECRET")]), "modality look-up table"),
     "no scaling": (_set(RescaleSlope="0"), "every voxel has the same value"),
     "scaling that overflows": (_set(RescaleSlope="1e300"), "NaN or infinite"),

@@ -12,6 +12,10 @@ from lfmri_runtime.errors import InputRefused
 
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _BITS = (8, 16, 32)
+#: Two bytes of run lengths stand for at most 128, PS3.5 G.3; what is no run takes 129/128 of its own length.
+_LONGEST_RUN = 64
+#: Run lengths have a header of 64 bytes a frame, item tags of 8 and an offset of 4.
+_FRAME_BYTES = 128
 
 
 def read_pixels(dataset: Any, planes: list[Plane]) -> list[NDArray[np.float32]]:
@@ -31,9 +35,7 @@ def read_pixels(dataset: Any, planes: list[Plane]) -> list[NDArray[np.float32]]:
     bits = int(dataset.get("BitsAllocated") or 0)
     if "PixelData" not in dataset or bits not in _BITS:
         raise InputRefused(f"no pixels, or of {bits} bits; expected whole numbers of {', '.join(map(str, _BITS))} bits")
-    expected = len(planes) * planes[0].shape[0] * planes[0].shape[1] * bits // 8
-    if syntax in _NATIVE and len(dataset.PixelData) < expected:
-        raise InputRefused(f"cut off: {len(dataset.PixelData)} of {expected} bytes of pixels; copy the file again")
+    _check_length(len(dataset.PixelData), planes, bits // 8, native=syntax in _NATIVE)
     frames = pixel_array(dataset).reshape(len(planes), planes[0].shape[1], planes[0].shape[0])
     with np.errstate(all="ignore"):  # what does not fit float32 becomes infinite and is refused
         slices = [
@@ -42,3 +44,12 @@ def read_pixels(dataset: Any, planes: list[Plane]) -> list[NDArray[np.float32]]:
         ]
     del dataset.PixelData
     return slices
+
+
+def _check_length(found: int, planes: list[Plane], pixel_bytes: int, *, native: bool) -> None:
+    """Compare what is there with what the header promises, before memory is taken for either."""
+    expected = len(planes) * planes[0].shape[0] * planes[0].shape[1] * pixel_bytes
+    if found < (expected if native else expected // _LONGEST_RUN):
+        raise InputRefused(f"cut off: {found} bytes for {expected} of pixels; copy the file again")
+    if not native and found > 2 * expected + _FRAME_BYTES * (len(planes) + 1):
+        raise InputRefused(f"{found} bytes of run lengths for {expected} of pixels; export the scan again")

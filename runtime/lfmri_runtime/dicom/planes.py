@@ -88,9 +88,9 @@ def is_multi_frame(dataset: Any) -> bool:
 
 
 def _shape(dataset: Any) -> tuple[int, int]:
-    samples = int(dataset.get("SamplesPerPixel") or 1)
-    if samples != 1:
-        raise InputRefused(f"{samples} samples a pixel; expected 1: colours are no scan")
+    shades = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2").strip()
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or shades != "MONOCHROME2":
+        raise InputRefused("its pixels are colours or inverted; expected MONOCHROME2: export it as grey values")
     if dataset.get("ModalityLUTSequence"):
         raise InputRefused("its values go through a modality look-up table; expected a rescaling: export it again")
     return int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)

@@ -90,11 +90,14 @@ def read_series(paths: Sequence[Path]) -> Series:
     datasets: list[Any] = []
     planes: list[Plane] = []
     slices: list[Float32Array] = []
+    voxels = 0
     for path in paths:
         dataset = open_image(path)
         with refusing(path, SENSELESS):
             found = planes_of(dataset)
-            _check_room(planes, found)
+            voxels += sum(plane.shape[0] * plane.shape[1] for plane in found)
+            if voxels > MAX_VOXELS:
+                raise InputRefused(f"over {MAX_VOXELS} voxels with the files before it; expected one scan of a head")
             slices.extend(read_pixels(dataset, found))
         datasets.append(dataset)
         planes.extend(found)
@@ -133,12 +136,6 @@ def _series_uid(path: Path) -> str:
     dataset = read_dataset(path, pixels=False)
     with refusing(path, SENSELESS):
         return "" if dataset is None else str(dataset.get("SeriesInstanceUID") or "")
-
-
-def _check_room(planes: list[Plane], found: list[Plane]) -> None:
-    voxels = sum(plane.shape[0] * plane.shape[1] for plane in (*planes, *found))
-    if voxels > MAX_VOXELS:
-        raise InputRefused(f"over {MAX_VOXELS} voxels with the files before it; expected one scan of a head")
 
 
 def _one_series(datasets: list[Any]) -> str:

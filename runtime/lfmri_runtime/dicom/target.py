@@ -21,13 +21,14 @@ _DROPPED = (
     "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
     "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "IconImageSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation", "WindowCenter",
-    "WindowWidth", "RescaleType", "RescaleSlope", "RescaleIntercept",
-    "RealWorldValueMappingSequence", "SourceImageSequence", "SeriesDescriptionCodeSequence", "InstanceCreationDate",
-    "InstanceCreationTime", "InstanceCreatorUID", "MACParametersSequence", "DigitalSignaturesSequence",
-    "DataSetTrailingPadding", "FloatPixelData", "DoubleFloatPixelData", "PixelData",
+    "WindowWidth", "RescaleType", "RescaleSlope", "RescaleIntercept", "RealWorldValueMappingSequence",
+    "SourceImageSequence", "SeriesDescriptionCodeSequence", "InstanceCreationDate", "InstanceCreationTime",
+    "InstanceCreatorUID", "MACParametersSequence", "DigitalSignaturesSequence", "DataSetTrailingPadding",
 )  # fmt: skip
 #: Elements that one series has in common (C.7.3.1) and one time of content, all taken from its first slice.
 _OF_THE_SERIES = ("SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "SeriesNumber", "SeriesDescription")
+#: Groups before it are of messages and of the file, PS3.5 7.1 and PS3.10 7.1.
+_FIRST_GROUP = 8
 #: Groups of overlays and curves, which are drawn for the source's pixels.
 _DRAWINGS = (0x50, 0x60)
 
@@ -120,7 +121,7 @@ class Target:
         contributors = [*(dataset.get("ContributingEquipmentSequence") or []), equipment(self.bundle)]
         dataset.ContributingEquipmentSequence = contributors
         dataset.Columns, dataset.Rows = self.volume.shape[:2]
-        dataset.SamplesPerPixel = 1
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
         dataset.BitsAllocated = dataset.BitsStored = 16
         dataset.HighBit = 15
         dataset.PixelRepresentation = int(self.encoding.dtype.kind == "i")
@@ -159,7 +160,7 @@ def kept(source: Any) -> Dataset:
     """A copy without private elements, drawings, what is not true any more, and elements that cannot be read."""
     copy = Dataset()
     for tag in sorted(source.keys()):
-        if tag.is_private or tag.group >> 8 in _DRAWINGS or tag in RETIRED.values():
+        if tag.group < _FIRST_GROUP or tag.is_private or tag.group >> 8 in _DRAWINGS or tag in RETIRED.values():
             continue
         try:
             element = source[tag]
