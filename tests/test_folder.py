@@ -495,6 +495,16 @@ def test_a_folder_of_series_has_a_fate_for_each(folders: Folders, tmp_path: Path
     recorder.events.clear()
     folders.look(1)
     assert recorder.names() == ["sent", "passed-by"]
+    # Killed while the series was written: made again, the same files.
+    (folders.input / "done" / "DOE").rename(folders.input / "working" / "DOE")
+    expected = {path: path.read_bytes() for path in sidecar.with_suffix("").iterdir()}
+    sidecar.unlink()
+    first, second, *_ = expected
+    first.unlink()
+    second.rename(second.with_name(f".0123abcd.tmp.{second.name}"))
+    folders.look(1)
+    assert {path: path.read_bytes() for path in sidecar.with_suffix("").iterdir()} == expected
+    assert sidecar.is_file()
 
 
 def test_a_folder_that_still_fills_is_left(folders: Folders, tmp_path: Path) -> None:
