@@ -1,0 +1,5 @@
+"""TensorRT and TensorRT-RTX on an NVIDIA GPU: engines from `lfmri export --trt`, the Euler loop as one CUDA graph."""
+
+from lfmri_runtime.backends.tensorrt.step import TensorRtStep
+
+__all__ = ["TensorRtStep"]
