@@ -156,7 +156,7 @@ class Device:
     def fail(self, reason: str) -> TryAgainLater:
         """Give the error of a device that cannot be trusted any more."""
         self.failed = True
-        return TryAgainLater(f"the GPU {self.name} failed ({reason}); look at the system's log and run again")
+        return TryAgainLater(f"the GPU failed ({reason}); look at the system's log and run again")
 
     def _check(self, result: tuple[Any, ...]) -> Any:
         """Give the value of a call.

@@ -140,6 +140,9 @@ class Plan:
         self._load_times(times)
         x_address = self._bring(slot, x_0, slot.x, slot.x_a)
         y_address = self._bring(slot, y, slot.y, slot.y_d)
+        if x_address == slot.x_a or y_address == slot.y_d:
+            device.record(slot.uploaded, streams.upload)
+            device.wait(streams.compute, slot.uploaded)
         if slot.graph is not None and (x_address, y_address) == (slot.x_a, slot.y_d):
             device.launch(slot.graph, streams.compute)
         else:  # a graph reads the slot's own buffers only
@@ -166,8 +169,6 @@ class Plan:
             return array.address
         pinned[:] = array
         device.upload(address, pinned, streams.upload)
-        device.record(slot.uploaded, streams.upload)
-        device.wait(streams.compute, slot.uploaded)
         return address
 
     def _load_times(self, times: Times) -> None:

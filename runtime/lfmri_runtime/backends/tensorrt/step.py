@@ -99,6 +99,8 @@ class TensorRtStep:
     def close(self) -> None:
         """Free all device memory; the step cannot be used afterwards."""
         self._open = False
+        with suppress(TryAgainLater):  # of a device that is lost; what it held is let go all the same
+            self._device.use()
         self._scope.close()
 
     def _run(self, batches: Iterable[tuple[Float32Array, Float32Array]], times: Times) -> Iterator[Float32Array]:
@@ -150,6 +152,7 @@ class TensorRtStep:
         """Wait for what an unfinished flow left on the device; after a failure free everything."""
         with suppress(TryAgainLater):
             if not idle and not self._device.failed:
+                self._device.use()
                 for stream in (self._streams.upload, self._streams.compute, self._streams.download):
                     self._device.drain(stream)
         if self._device.failed:
