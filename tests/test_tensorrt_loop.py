@@ -1,6 +1,5 @@
 """The TensorRT back end's loop on a fake GPU: its numbers, the order on its streams, its failures, what it frees."""
 
-import gc
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,9 @@ import pytest
 from cuda.bindings import driver as real
 from numpy.typing import NDArray
 
-from lfmri_export.engine import export_engine
 from lfmri_export.rtx import export_rtx_engines
 from lfmri_runtime.backends import open_backend
-from lfmri_runtime.backends.tensorrt import TensorRtStep, cuda
+from lfmri_runtime.backends.tensorrt import TensorRtStep
 from lfmri_runtime.backends.tensorrt.identity import parse_profile
 from lfmri_runtime.backends.tensorrt.plan import GRAPH_STEPS
 from lfmri_runtime.backends.tensorrt.step import PLANS
@@ -27,38 +25,14 @@ from lfmri_runtime.sampler import euler, uniform_time_grid
 
 from .bundles import MakeBundle
 from .fake_cuda import RELEASES, FakeArray, FakeDriver, Race
-from .fake_tensorrt import KINDS, fake_tensorrt, members
+from .fake_machine import PROFILE, Machine
+from .fake_tensorrt import KINDS, members
 
 Float32Array = NDArray[np.float32]
 Batches = list[tuple[Float32Array, Float32Array]]
 
-PROFILE = "1x8x8,2x16x16,4x64x64"
 LOST = real.CUresult.CUDA_ERROR_LAUNCH_FAILED
 FULL = real.CUresult.CUDA_ERROR_OUT_OF_MEMORY
-
-
-class Machine:
-    """A machine with a fake GPU, a fake TensorRT, and an engine that was built there."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, bundle: Bundle, cache: Path, version: str) -> None:
-        self.bundle, self.cache = bundle, cache
-        self.driver = FakeDriver()
-        self.trt = fake_tensorrt(self.driver, version)
-        monkeypatch.setattr(cuda, "load_driver", lambda: self.driver)
-        monkeypatch.setitem(sys.modules, self.trt.__name__, self.trt)
-
-    def build(self, **options: Any) -> Path:
-        profile = parse_profile(PROFILE, multiple=8)
-        settings = {"cache": self.cache, "say": lambda line: None, "progress": lambda done, total: None, **options}
-        return export_engine(self.bundle, profile, **settings)[0]
-
-    def open(self) -> TensorRtStep:
-        return TensorRtStep(self.bundle, cache=self.cache)
-
-    def left(self) -> list[str]:
-        if self.trt.state.alive:  # in a cycle, perhaps
-            gc.collect()
-        return self.driver.left() + [type(thing).__name__ for thing in self.trt.state.alive]
 
 
 @pytest.fixture(scope="module")

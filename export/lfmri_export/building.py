@@ -4,7 +4,7 @@ Nothing here needs torch or onnx: a console builds from the bundle with TensorRT
 """
 
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from lfmri_runtime.backends.tensorrt.identity import Profile
@@ -39,7 +39,6 @@ def build_plan(
 
     Raises:
         BundleRefused: the library refuses the graph, or its inputs are not those of the contract.
-        KeyboardInterrupt: interrupted; the library was told to stop.
     """
     log = create_log(trt)
     builder = trt.Builder(log)
@@ -55,40 +54,44 @@ def build_plan(
     configure(config)
     monitor = create_monitor(trt, progress)
     config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor.interrupted:
-        raise KeyboardInterrupt
+    # In a thread of its own: a signal raises in the main thread only, and must not do so inside the library's calls.
+    with ThreadPoolExecutor(1) as thread:
+        building = thread.submit(builder.build_serialized_network, network, config)
+        try:
+            plan = building.result()
+        finally:
+            monitor.stopped = True
     if plan is None:
         raise BundleRefused(f"{bundle.path / STEP}: TensorRT builds no engine from the graph ({log.error})")
     return bytes(plan), config
 
 
 def create_monitor(trt: Any, progress: Progress) -> Any:
-    """Make a progress monitor; phases are nested, and a phase is worth one step of the phase around it."""
+    """Make a progress monitor; phases are nested, and a phase is worth one step of the phase around it.
+
+    Set `stopped` to end the build at its next step.
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.interrupted = False
+            self.stopped = False
             self._phases: dict[str, tuple[int, int]] = {}
+            self._share = 0.0
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self._phases[name] = (0, steps)
 
         def step_complete(self, name: str, step: int) -> bool:
-            # An exception must not cross the library: an interrupt is kept and raised after the build.
-            try:
-                self._phases[name] = (step + 1, self._phases[name][1])
-                progress(round(PARTS * self._share()), PARTS)
-            except KeyboardInterrupt:
-                self.interrupted = True
-            return not self.interrupted
+            self._phases[name] = (step + 1, self._phases[name][1])
+            self._share = max(self._share, self._done())  # a phase may end before its last step
+            progress(round(PARTS * self._share), PARTS)
+            return not self.stopped
 
         def phase_finish(self, name: str) -> None:
-            with suppress(KeyError):
-                del self._phases[name]
+            self._phases.pop(name, None)
 
-        def _share(self) -> float:
+        def _done(self) -> float:
             share, weight = 0.0, 1.0
             for done, steps in self._phases.values():
                 share += weight * done / steps
