@@ -104,6 +104,7 @@ class NetworkDefinitionCreationFlag(IntEnum):
 class BuilderFlag(IntEnum):
     TF32 = 7
     VERSION_COMPATIBLE = 15
+    REQUIRE_USER_ALLOCATION = 24
 
 
 class HardwareCompatibilityLevel(IntEnum):
@@ -315,6 +316,12 @@ class IRuntimeConfig:
     def set_execution_context_allocation_strategy(self, strategy: int) -> None:
         self._strategy = strategy
 
+    def create_runtime_cache(self) -> str:
+        return "cache"
+
+    def set_runtime_cache(self, cache: str) -> bool:
+        return cache == "cache"
+
 
 class ICudaEngine:
     def __init__(self, profile: Any, model: bytes) -> None:
@@ -373,6 +380,7 @@ class IExecutionContext:
         self._addresses: dict[str, int] = {}
         self._workspace = 0
         self._settled = False
+        self._recording: Any = None
         self._state.alive.add(self)
 
     def _set_workspace(self, address: int) -> None:
@@ -392,6 +400,8 @@ class IExecutionContext:
         return fits and not self._state.fail("shape")
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        # A graph goes on living in the context that it was recorded from.
+        assert self._recording is None or self._recording.captured is not None
         self._addresses[name] = memory
         return memory % 256 == 0 and not self._state.fail("address")
 
@@ -401,6 +411,7 @@ class IExecutionContext:
         if self._state.fail("execute") or (stream.captured is not None and not self._settled):
             return False
         self._settled = True
+        self._recording = stream if stream.captured is not None else None
         shapes = {**self._shapes, "x_next": self._shapes["x_t"]}
         ranges = {name: (self._addresses[name], 4 * int(np.prod(shape))) for name, shape in shapes.items()}
         session = self._state.session(self._engine._model)

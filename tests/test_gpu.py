@@ -1,4 +1,4 @@
-"""On a device only, by `pytest -m gpu`: what no fake can show of TensorRT. Elsewhere these are counted as deselected."""
+"""On a device only, by `pytest -m gpu`: what no fake can show of TensorRT. Elsewhere these count as deselected."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -22,6 +22,7 @@ SEEN = {
     "IExecutionContext.set_input_shape", "DynamicShapesKernelSpecializationStrategy.EAGER", "ILogger.ERROR",
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "HardwareCompatibilityLevel.AMPERE_PLUS",
     "ExecutionContextAllocationStrategy.USER_MANAGED", "IBuilderConfig.num_compute_capabilities",
+    "BuilderFlag.REQUIRE_USER_ALLOCATION", "IRuntimeConfig.set_runtime_cache",
 }  # fmt: skip
 CALLED = {"cuInit", "cuMemAlloc", "cuMemcpyHtoDAsync", "cuGraphInstantiate", "cuGraphLaunch", "cuStreamWaitEvent"}
 

@@ -22,8 +22,9 @@ from lfmri_export.rtx import export_rtx_engines
 from lfmri_runtime.backends.tensorrt import engine as engine_module
 from lfmri_runtime.backends.tensorrt.cuda import Device
 from lfmri_runtime.backends.tensorrt.engine import check_identity, open_engine, read_plan
-from lfmri_runtime.backends.tensorrt.identity import cache_folder, engine_folder, parse_profile, read_sidecar
+from lfmri_runtime.backends.tensorrt.identity import engine_folder, parse_profile, read_sidecar
 from lfmri_runtime.bundle import Bundle, open_bundle
+from lfmri_runtime.cache import cache_folder
 from lfmri_runtime.contract import render
 from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, UsageError
 

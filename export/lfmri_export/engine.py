@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from lfmri_export.building import Progress, build_plan
 from lfmri_export.store import store_engine
 from lfmri_runtime.backends.tensorrt.cuda import Device
-from lfmri_runtime.backends.tensorrt.identity import DIGITS, Identity, Profile, cache_folder
+from lfmri_runtime.backends.tensorrt.identity import DIGITS, Identity, Profile
 from lfmri_runtime.backends.tensorrt.versions import TENSORRT, load
 from lfmri_runtime.bundle import STEP, Bundle
+from lfmri_runtime.cache import cache_folder
 from lfmri_runtime.files import atomic_write
 
 if TYPE_CHECKING:

@@ -85,6 +85,8 @@ def _export(
     )
 
     def configure(config: "trt.IBuilderConfig") -> None:
+        # Without it the engine may allocate while it runs, which no CUDA graph can hold.
+        config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(library.ComputeCapability, target), 0)
 

@@ -2,4 +2,7 @@
 
 from lfmri_runtime.backends.tensorrt.step import TensorRtStep
 
-__all__ = ["TensorRtStep"]
+#: What `lfmri_runtime.backends.open_backend` calls.
+open_step = TensorRtStep
+
+__all__ = ["TensorRtStep", "open_step"]

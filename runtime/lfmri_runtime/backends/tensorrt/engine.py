@@ -14,7 +14,7 @@ from lfmri_runtime.backends.tensorrt.identity import (
     engine_folder,
     read_sidecar,
 )
-from lfmri_runtime.backends.tensorrt.versions import create_log, load
+from lfmri_runtime.backends.tensorrt.versions import context_settings, create_log, load
 from lfmri_runtime.bundle import STEP, Bundle
 from lfmri_runtime.errors import BackendMissing, BundleRefused, LfmriError
 
@@ -36,12 +36,14 @@ class Engine:
     Attributes:
         trt: the library that loaded it.
         engine: the library's own object.
+        settings: that its contexts are made with.
         identity: what it was made of and for.
         log: keeps the library's last error.
     """
 
     trt: Any
     engine: "trt.ICudaEngine"
+    settings: Any
     identity: Identity
     log: Any
 
@@ -132,7 +134,7 @@ def _load(path: Path, sidecar: Sidecar, library: Any, bundle: Bundle) -> Engine:
     if engine is None:
         raise BundleRefused(f"{path.with_suffix('.plan')} cannot be loaded ({log.error}); {MEND}")
     _check_arrays(path, engine, library, bundle, sidecar.identity.profile)
-    return Engine(library, engine, sidecar.identity, log)
+    return Engine(library, engine, context_settings(library, engine), sidecar.identity, log)
 
 
 def _check_arrays(path: Path, engine: "trt.ICudaEngine", library: Any, bundle: Bundle, profile: Profile) -> None:

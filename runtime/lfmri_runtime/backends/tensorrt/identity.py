@@ -9,12 +9,12 @@ can change unseen. The hashes find damage and mix-ups, not malice: whoever can w
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lfmri_runtime.bundle import Bundle
+from lfmri_runtime.cache import cache_folder
 from lfmri_runtime.contract import decode, render
 from lfmri_runtime.errors import BundleRefused, UsageError
 
@@ -99,12 +99,6 @@ class Sidecar:
     schema: int
     identity: Identity
     plan: str
-
-
-def cache_folder() -> Path:
-    """`lfmri` in the user's cache, as the XDG base directory specification says."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "lfmri"
 
 
 def engine_folder(bundle: Bundle, cache: Path | None) -> Path:

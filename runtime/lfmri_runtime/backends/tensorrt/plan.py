@@ -8,6 +8,7 @@ Two slots take turns, each with its own buffers, so that the three streams work 
 order is kept by events; a slot is taken again only after its result was collected on the host.
 """
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +63,9 @@ class Slot:
         x_a: device address of the noise, and of every second state.
         x_b: device address of the other states.
         y_d: device address of the condition.
+        graph: all steps on these buffers; None for a loop too long for one.
+        context: that the graph was recorded from, and that nothing else may use.
+        owners: the arrays that were given, kept alive until they were read.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Slot:
         self.x_a, self.x_b, self.y_d = (memory + n * self.x.nbytes for n in range(3))
         self.uploaded, self.computed, self.downloaded = (device.event(scope) for _ in range(3))
         self.graph: Any = None
+        self.context: Any = None
         self.owners: tuple[Any, ...] = ()
 
 
@@ -99,27 +104,27 @@ class Plan:
         shape: tuple[int, int, int, int],
         steps: int,
     ) -> None:
-        self._device, self._engine, self._streams = device, engine, streams
-        self._steps = steps
+        self._device, self._engine, self._streams, self._workspace = device, engine, streams, workspace
+        self._shape, self._steps = shape, steps
         self._times: Times | None = None
+        self._loose: trt.IExecutionContext | None = None
         self._turn = 0
+        self._row = -(-shape[0] * FLOAT_BYTES // ALIGNMENT) * ALIGNMENT
+        buffers = 3 * FLOAT_BYTES * math.prod(shape)
+        size = SLOTS * buffers + 2 * steps * self._row
         with ExitStack() as scope:
-            self._context = self._open_context(workspace, shape)
-            scope.callback(delattr, self, "_context")
-            self._row = -(-shape[0] * FLOAT_BYTES // ALIGNMENT) * ALIGNMENT
-            buffers = 3 * FLOAT_BYTES * int(np.prod(shape))
-            times = 2 * steps * self._row
-            memory = device.memory(SLOTS * buffers + times, scope)
-            pinned = device.pinned(SLOTS * buffers + times, scope)
+            scope.callback(self._drop_contexts)
+            memory, pinned = device.memory(size, scope), device.pinned(size, scope)
             self._slots = [
                 Slot(device, shape, pinned[n * buffers : (n + 1) * buffers], memory + n * buffers, scope)
                 for n in range(SLOTS)
             ]
             self._times_d = memory + SLOTS * buffers
             self._times_h = pinned[SLOTS * buffers :].view(np.float32).reshape(steps, 2, -1)
-            self._settle()
             for slot in self._slots if steps <= GRAPH_STEPS else ():
-                slot.graph = device.graph(streams.compute, partial(self._enqueue, slot, slot.x_a, slot.y_d), scope)
+                slot.context = self._open_context(slot)
+                enqueue = partial(self._enqueue, slot.context, slot, slot.x_a, slot.y_d)
+                slot.graph = device.graph(streams.compute, enqueue, scope)
             self._scope = scope.pop_all()
 
     def close(self) -> None:
@@ -146,7 +151,8 @@ class Plan:
         if slot.graph is not None and (x_address, y_address) == (slot.x_a, slot.y_d):
             device.launch(slot.graph, streams.compute)
         else:  # a graph reads the slot's own buffers only
-            self._enqueue(slot, x_address, y_address)
+            self._loose = self._loose or self._open_context(slot)
+            self._enqueue(self._loose, slot, x_address, y_address)
         device.record(slot.computed, streams.compute)
         device.wait(streams.download, slot.computed)
         device.download(slot.result, slot.x_b if self._steps % 2 else slot.x_a, streams.download)
@@ -161,7 +167,7 @@ class Plan:
         return np.copy(slot.result)
 
     def _bring(self, slot: Slot, array: Float32Array | DeviceArray, pinned: Float32Array, address: int) -> int:
-        """Where the compute stream reads an array once it is there: its own place, or the slot's."""
+        """Where the compute stream reads an array: its own place, or the slot's, once it is uploaded."""
         device, streams = self._device, self._streams
         if isinstance(array, DeviceArray):
             if array.stream:
@@ -177,32 +183,34 @@ class Plan:
             self._device.upload(self._times_d, self._times_h, self._streams.compute)
             self._times = times
 
-    def _open_context(self, workspace: Workspace, shape: tuple[int, int, int, int]) -> "trt.IExecutionContext":
-        context = create_context(self._engine.trt, self._engine.engine, memory=workspace.address, size=workspace.size)
-        shapes = {"x_t": shape, "y": shape, "t": shape[:1], "dt": shape[:1]}
-        if context is None or not all(context.set_input_shape(name, of) for name, of in shapes.items()):
+    def _open_context(self, slot: Slot) -> "trt.IExecutionContext":
+        """Make a context for the shape and run it once, which settles it: no graph can hold what that allocates."""
+        engine, workspace = self._engine, self._workspace
+        context = create_context(
+            engine.trt, engine.engine, engine.settings, memory=workspace.address, size=workspace.size
+        )
+        shapes = {"x_t": self._shape, "y": self._shape, "t": self._shape[:1], "dt": self._shape[:1]}
+        if context is None or not all(context.set_input_shape(name, shape) for name, shape in shapes.items()):
             raise TryAgainLater(
-                f"TensorRT made no context for slices of {shape} ({self._engine.log.error}); close other programs"
+                f"TensorRT made no context for slices of {self._shape} ({engine.log.error}); close other programs"
             )
+        self._enqueue_step(context, 0, x=slot.x_a, y=slot.y_d, x_next=slot.x_b)
+        self._device.drain(self._streams.compute)
         return context
 
-    def _settle(self) -> None:
-        """Run once: the library settles a new shape in the first run, with allocations that no graph can hold."""
-        slot = self._slots[0]
-        self._load_times(((0.0, 0.0),) * self._steps)
-        self._enqueue_step(0, x=slot.x_a, y=slot.y_d, x_next=slot.x_b)
-        self._device.drain(self._streams.compute)
+    def _drop_contexts(self) -> None:
+        self._slots, self._loose = [], None
 
-    def _enqueue(self, slot: Slot, x: int, y: int) -> None:
+    def _enqueue(self, context: "trt.IExecutionContext", slot: Slot, x: int, y: int) -> None:
         """Put all steps on the compute stream: x, then x_b, x_a, x_b ... in turn."""
         for n in range(self._steps):
             x_next = slot.x_a if n % 2 else slot.x_b
-            self._enqueue_step(n, x=x, y=y, x_next=x_next)
+            self._enqueue_step(context, n, x=x, y=y, x_next=x_next)
             x = x_next
 
-    def _enqueue_step(self, n: int, *, x: int, y: int, x_next: int) -> None:
+    def _enqueue_step(self, context: "trt.IExecutionContext", n: int, *, x: int, y: int, x_next: int) -> None:
         t = self._times_d + 2 * n * self._row
         addresses = {"x_t": x, "y": y, "t": t, "dt": t + self._row, "x_next": x_next}
-        known = all(self._context.set_tensor_address(name, address) for name, address in addresses.items())
-        if not known or not self._context.execute_async_v3(int(self._streams.compute)):
+        known = all(context.set_tensor_address(name, address) for name, address in addresses.items())
+        if not known or not context.execute_async_v3(int(self._streams.compute)):
             raise self._device.fail(f"TensorRT: {self._engine.log.error}")

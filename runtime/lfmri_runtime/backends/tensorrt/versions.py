@@ -54,27 +54,35 @@ def activation_bytes(trt: Any, engine: "trt.ICudaEngine") -> int:
     return int(engine.device_memory_size)
 
 
-def create_context(trt: Any, engine: "trt.ICudaEngine", *, memory: int, size: int) -> "trt.IExecutionContext | None":
-    """Make a context that works in memory of ours.
+def context_settings(trt: Any, engine: "trt.ICudaEngine") -> Any:
+    """What all contexts of an engine are made with: they work in memory of ours, so that they can share it."""
+    ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if is_rtx(trt):
+        settings = engine.create_runtime_config()
+        settings.set_execution_context_allocation_strategy(ours)
+        # Kernels for a shape are compiled before they first run, since a graph must not keep a stopgap, and once only.
+        settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        settings.set_runtime_cache(settings.create_runtime_cache())
+        return settings
+    return ours
+
+
+def create_context(
+    trt: Any, engine: "trt.ICudaEngine", settings: Any, *, memory: int, size: int
+) -> "trt.IExecutionContext | None":
+    """Make a context.
 
     Args:
         trt: the library.
         engine: deserialised.
+        settings: of `context_settings`.
         memory: device address, a multiple of 256.
         size: of it, as `activation_bytes` says.
 
     Returns:
         None where the library could not make one.
     """
-    ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    if is_rtx(trt):
-        settings = engine.create_runtime_config()
-        settings.set_execution_context_allocation_strategy(ours)
-        # A fallback kernel that a thread later replaces must not end up in a CUDA graph: compile first, then run.
-        settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        context = engine.create_execution_context(settings)
-    else:
-        context = engine.create_execution_context(ours)
+    context = engine.create_execution_context(settings)
     if context is None:
         return None
     if is_modern(trt):
