@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from lfmri.cli import run
+from lfmri.commands.export import DEFAULT_PROFILE, export
 from lfmri_export.building import PARTS, create_monitor
 from lfmri_export.rtx import export_rtx_engines
 from lfmri_runtime.backends.tensorrt import engine as engine_module
@@ -31,6 +33,7 @@ from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, U
 from .bundles import MakeBundle, step_graph
 from .fake_machine import PROFILE, Machine
 
+PAGE = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
 SHAPES = parse_profile(PROFILE, multiple=8)
 TARGETS = {"SM86": "8.6", "SM89": "8.9", "SM120": "12.0"}
 
@@ -494,3 +497,25 @@ def test_no_gpu_and_no_tensorrt_are_exit_5(machine: Machine, capsys: pytest.Capt
     sys.modules[machine.trt.__name__] = None  # type: ignore[assignment]
     assert run(["export", "--trt", "--cache", str(machine.cache)]) == 5
     assert "tensorrt cannot be imported" in capsys.readouterr().err
+
+
+# The page
+
+
+def test_the_page_names_every_option_of_engines_and_no_other() -> None:
+    words = {name for parameter in export.params for name in parameter.opts if name.startswith("--")}
+    of_bundles = {"--out", "--name", "--model-version", "--licence", "--precision", "--pairs"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - {"--system-site-packages"} == words - of_bundles
+    assert DEFAULT_PROFILE.format(8) in PAGE
+
+
+def test_the_python_of_the_page_runs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(machine.cache))
+    machine.bundle, machine.cache = open_bundle(), cache_folder()
+    machine.build()
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    x_0 = np.ones((1, 1, 8, 8), np.float32)
+    names: dict[str, Any] = {"batches": [(x_0, x_0)]}
+    exec(block, names)
+    assert names["x_1"].shape == x_0.shape
+    assert machine.left() == []
