@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -24,6 +23,7 @@ from lfmri_runtime.sampler import uniform_time_grid
 
 from .bundles import MakeBundle, numpy_euler, seal
 from .heads import scan_of
+from .masks import MaskedCore
 
 Float32Array = NDArray[np.float32]
 #: Largest difference from the loop in float64, by precision; values are about 1.
@@ -149,24 +149,6 @@ def test_a_provider_that_falls_back_silently_is_refused(noisy: Bundle, monkeypat
         open_backend(noisy, "onnxruntime-cuda")
 
 
-class NoBfloat16:
-    """An OpenVINO whose CPU has no such arithmetic, or that runs in another precision than it was told."""
-
-    def __init__(self, core: Any, *, capabilities: list[str], hint: str | None = None) -> None:
-        self._core = core
-        self._capabilities = capabilities
-        self._hint = hint
-
-    def get_property(self, device: str, key: str) -> Any:
-        return self._capabilities if key == "OPTIMIZATION_CAPABILITIES" else self._core.get_property(device, key)
-
-    def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
-        return self._core.compile_model(model, device, settings | {"INFERENCE_PRECISION_HINT": self._hint})
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._core, name)
-
-
 @pytest.mark.parametrize(
     ("capabilities", "match"),
     [(["FP32"], "no bfloat16 arithmetic"), (["FP32", "BF16"], "was asked for bf16 and runs in f32")],
@@ -176,7 +158,7 @@ def test_bfloat16_is_not_imitated(
 ) -> None:
     library = openvino.import_openvino()
     core = library.Core
-    monkeypatch.setattr(library, "Core", lambda: NoBfloat16(core(), capabilities=capabilities, hint="f32"))
+    monkeypatch.setattr(library, "Core", lambda: MaskedCore(core(), capabilities=capabilities, hint="f32"))
     with pytest.raises(BackendMissing, match=match):
         opened("openvino", noisy, "bfloat16", tmp_path).warmup((1, 1, 8, 8))
 
