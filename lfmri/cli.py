@@ -10,13 +10,16 @@ from types import FrameType
 
 import click
 
+from lfmri.commands.bench import bench
 from lfmri.commands.demo import demo
+from lfmri.commands.doctor import doctor
 from lfmri.commands.enhance import enhance
 from lfmri.commands.evaluate import evaluate
 from lfmri.commands.export import export
 from lfmri.commands.report import report
 from lfmri.commands.simulate import simulate
 from lfmri.commands.train import train
+from lfmri.commands.verify import verify
 from lfmri_runtime.errors import LfmriError, TryAgainLater
 
 INTERRUPTED = 130
@@ -38,7 +41,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (simulate, train, export, enhance, evaluate, report, demo):
+for command in (simulate, train, export, enhance, evaluate, report, demo, verify, bench, doctor):
     cli.add_command(command)
 
 

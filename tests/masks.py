@@ -15,7 +15,8 @@ class MaskedCore:
         return self._capabilities if key == "OPTIMIZATION_CAPABILITIES" else self._core.get_property(device, key)
 
     def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
-        return self._core.compile_model(model, device, settings | {"INFERENCE_PRECISION_HINT": self._hint})
+        changed = {"INFERENCE_PRECISION_HINT": self._hint} if self._hint else {}
+        return self._core.compile_model(model, device, settings | changed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)

@@ -6,6 +6,7 @@ refused by the golden check that precedes every timing.
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,7 +16,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from lfmri_runtime.backends import Step
-from lfmri_runtime.bundle import STEP, Bundle
+from lfmri_runtime.bundle import STEP, Bundle, open_bundle
+from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BundleRefused
 from lfmri_trainer.flow import EulerStep
 from lfmri_trainer.network.presets import PRESETS, build_network
@@ -135,3 +137,9 @@ def _products(graph: onnx.GraphProto, values: dict[str, NDArray[np.generic]]) ->
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in values:
             yield values[node.input[1]]
+
+
+def open_enhancer(path: Path, *, threads: int = 0) -> Enhancer:
+    """The runtime's core around the PyTorch sampler; `lfmri bench` opens it here and in a fresh process."""
+    bundle = open_bundle(path)
+    return Enhancer(bundle, step=EagerStep(bundle, threads=threads))

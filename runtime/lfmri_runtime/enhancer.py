@@ -53,6 +53,8 @@ class Enhanced:
 class Enhancer:
     """Enhances scans with one bundle on one back end; opened once, used for many scans.
 
+    The reference back end is the default, so that a library's result does not hang on which extras are installed.
+
     Args:
         bundle: a verified bundle; None opens the built-in one.
         backend: the reference, whose bytes depend on nothing but the scan and the settings; the name of another one;
@@ -62,6 +64,7 @@ class Enhancer:
         require: refuse where the asked back end or precision is not usable; otherwise another runs, with a note.
         threads: of the network's arithmetic; 0 takes all cores.
         batch: slices that pass through the network at once; changes nothing but speed and memory.
+        step: a back end of the caller's own, opened; the settings above it are then not looked at.
 
     Raises:
         UsageError, BackendMissing, BundleRefused: as `choice.choose`.
@@ -76,11 +79,14 @@ class Enhancer:
         require: bool = True,
         threads: int = 0,
         batch: int = BATCH,
+        step: Step | None = None,
     ) -> None:
         self.bundle = open_bundle() if bundle is None else bundle
         self.notes: tuple[str, ...] = ()
-        if (backend, precision) == (REFERENCE, None):
-            self.step: Step = open_backend(self.bundle, threads=threads)
+        if step is not None:
+            self.step = step
+        elif (backend, precision) == (REFERENCE, None):
+            self.step = open_backend(self.bundle, threads=threads)
         else:
             choice = choose(self.bundle, backend=backend, precision=precision, require=require, threads=threads)
             self.step, self.notes = choice.step, choice.notes
