@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,14 @@ def cpu(proc: Path = PROC) -> dict[str, Any]:
 
 def gpus(proc: Path = PROC) -> list[str]:
     """Names of the NVIDIA GPUs and the driver's version, as the driver's own files say; empty without a driver."""
-    driver = _text(proc / "driver" / "nvidia" / "version").partition("\n")[0]
+    driver = re.search(r"\d+\.\d[\d.]*", _text(proc / "driver" / "nvidia" / "version"))
     names = [
         line.partition(":")[2].strip()
         for path in sorted((proc / "driver" / "nvidia" / "gpus").glob("*/information"))
         for line in _text(path).splitlines()
         if line.startswith("Model")
     ]
-    return [f"{name} ({driver.partition('Kernel Module')[2].split('  ')[0].strip() or driver})" for name in names]
+    return [f"{name} (driver {driver.group() if driver else 'unknown'})" for name in names]
 
 
 def usable_cores() -> int:

@@ -66,7 +66,6 @@ class Contestant:
 
     Attributes:
         label: as the user named it.
-        opener: opens it, here and in a fresh process.
         enhancer: opened here.
         volumes: seconds of each round, from reading the file to the last byte written.
         stages: seconds of each round by stage.
@@ -74,7 +73,6 @@ class Contestant:
     """
 
     label: str
-    opener: Opener
     enhancer: Enhancer
     volumes: list[float] = field(default_factory=list)
     stages: list[dict[str, float]] = field(default_factory=list)
@@ -97,11 +95,11 @@ def bench(
         figures as plain values: seconds, MiB, joules.
     """
     read = read_scan(scan)
+    contestants = [Contestant(label, _timed(opener())) for label, opener in openers.items()]
     colds = {}
     for label, opener in openers.items():
         say(f"cold start of {label}")
         colds[label] = cold_start(opener, (read.data, read.affine))
-    contestants = [Contestant(label, opener, _timed(opener())) for label, opener in openers.items()]
     say("golden checks")
     bundle = contestants[0].enhancer.bundle
     parity = {c.label: measure_parity(c.enhancer.step, read_golden(bundle)) for c in contestants}

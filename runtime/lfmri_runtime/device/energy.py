@@ -25,9 +25,10 @@ class EnergyMeter:
     def __init__(self, root: Path = SYS) -> None:
         self.joules: float | None = None
         self.source = "not reported"
-        self._counters = _readable(
-            [*root.glob("class/powercap/*:[0-9]/energy_uj"), *root.glob("class/hwmon/*/energy1_input")]
-        )
+        domains = [
+            p for p in root.glob("class/powercap/*/energy_uj") if p.parent.name.count(":") == 1
+        ]  # not their parts
+        self._counters = _readable(sorted([*domains, *root.glob("class/hwmon/*/energy1_input")]))
         self._powers = [] if self._counters else _power_sensors(root)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
