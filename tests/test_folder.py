@@ -61,7 +61,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def shared(make_bundle: MakeBundle) -> Iterator[Station]:
-    station = Station(ModelSettings(bundle=str(make_bundle("noisy")), threads=1), Journal())
+    station = Station(ModelSettings(backend="onnxruntime", bundle=str(make_bundle("noisy")), threads=1), Journal())
     yield station
     station.close()
 
@@ -628,7 +628,8 @@ def test_after_any_kill_every_scan_is_enhanced_exactly_once(
     config = tmp_path / "lfmri.toml"
     config.write_text(
         f'[folder]\ninput = "{source}"\noutput = "{target}"\npoll_seconds = 0.01\ngrid = "input"\n'
-        f'[model]\nbundle = "{shared.enhancer.bundle.path}"\nthreads = 1\nwarm_side = 8\n[audit]\npath = "{audit}"\n'
+        f'[model]\nbackend = "onnxruntime"\nbundle = "{shared.enhancer.bundle.path}"\nthreads = 1\nwarm_side = 8\n'
+        f'[audit]\npath = "{audit}"\n'
     )
     data = np.random.default_rng(3).random((scans, 16, 16, 6), np.float32)
     sums = {}
