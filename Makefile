@@ -22,7 +22,7 @@ lint: $(ENV)/ready
 peers:
 	apt-get update --quiet=2
 	apt-get install --quiet=2 --yes --no-install-recommends chromium mricron-data \
-		dcmtk orthanc dicom3tools ismrmrd-tools dcm2niix nifti-bin iproute2 util-linux
+		dcmtk orthanc dicom3tools ismrmrd-tools dcm2niix nifti-bin iproute2 util-linux curl systemd
 
 $(DEMO_ENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(DEMO_ENV)

@@ -10,7 +10,9 @@ from types import FrameType
 
 import click
 
+from lfmri.commands.bench import bench
 from lfmri.commands.demo import demo
+from lfmri.commands.doctor import doctor
 from lfmri.commands.enhance import enhance
 from lfmri.commands.evaluate import evaluate
 from lfmri.commands.export import export
@@ -19,6 +21,7 @@ from lfmri.commands.report import report
 from lfmri.commands.serve import serve
 from lfmri.commands.simulate import simulate
 from lfmri.commands.train import train
+from lfmri.commands.verify import verify
 from lfmri.commands.watch import watch
 from lfmri_runtime.errors import LfmriError, TryAgainLater
 
@@ -41,7 +44,11 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (simulate, train, export, enhance, evaluate, report, demo, serve, watch, install_service):
+for command in (
+    *(simulate, train, export, enhance, evaluate, report, demo),
+    *(serve, watch, install_service),
+    *(verify, bench, doctor),
+):
     cli.add_command(command)
 
 

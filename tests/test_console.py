@@ -25,7 +25,7 @@ from lfmri_runtime.console.service import Service
 from lfmri_runtime.console.settings import ConsoleSettings, HealthSettings, ModelSettings, read_settings, settings_from
 from lfmri_runtime.console.station import EnhanceOptions, Station
 from lfmri_runtime.enhancer import Enhancer
-from lfmri_runtime.errors import InputRefused, TryAgainLater, UsageError
+from lfmri_runtime.errors import BackendMissing, InputRefused, TryAgainLater, UsageError
 
 from .bundles import MakeBundle
 from .heads import scan_of
@@ -50,7 +50,9 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def station(make_bundle: MakeBundle, recorder: Recorder) -> Iterator[Station]:
-    station = Station(ModelSettings(bundle=str(make_bundle("noisy")), warm_side=16), Journal([recorder]))
+    station = Station(
+        ModelSettings(backend="onnxruntime", bundle=str(make_bundle("noisy")), warm_side=16), Journal([recorder])
+    )
     yield station
     station.close()
 
@@ -205,12 +207,19 @@ def test_the_station_gives_what_the_enhancer_gives(station: Station, recorder: R
 
 
 def test_options_left_out_are_the_configured_ones(make_bundle: MakeBundle, recorder: Recorder) -> None:
-    settings = ModelSettings(bundle=str(make_bundle("noisy")), steps=2, samples=3, seed=9)
+    settings = ModelSettings(backend="onnxruntime", bundle=str(make_bundle("noisy")), steps=2, samples=3, seed=9)
     station = Station(settings, Journal([recorder]))
     data, affine = scan_of(np.diag([1.5, 1.2, 5.0, 1.0]))
     enhanced = station.enhance(data, affine, surface="mrd", source="", options=EnhanceOptions(seed=0))
     station.close()
     assert [enhanced.report[name] for name in ("steps", "samples", "seed")] == [2, 3, 0]
+
+
+def test_the_configured_back_end_runs_or_is_refused(make_bundle: MakeBundle) -> None:
+    with pytest.raises(BackendMissing, match="tensorrt"):
+        Station(ModelSettings(bundle=str(make_bundle()), backend="tensorrt", require=True), Journal())
+    with pytest.raises(UsageError, match="--backend is 'abacus'"):
+        Station(ModelSettings(bundle=str(make_bundle()), backend="abacus"), Journal())
 
 
 def test_a_refused_scan_is_in_the_journal_and_the_next_one_works(station: Station, recorder: Recorder) -> None:
@@ -305,7 +314,7 @@ def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
 
 
 def serving(make_bundle: MakeBundle, **tables: Any) -> Service:
-    model = {"bundle": str(make_bundle()), "warm_side": 8}
+    model = {"backend": "onnxruntime", "bundle": str(make_bundle()), "warm_side": 8}
     return Service(settings_from({"model": model, **tables}, where="here"))
 
 

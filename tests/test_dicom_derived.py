@@ -36,7 +36,8 @@ from .dicoms import (
     require_program,
 )
 
-REPORT = {"steps": 1, "samples": 1, "seed": 0, "grid": "input", "thick_axis": "none"}
+BACKEND = {"name": "onnxruntime", "precision": "float32"}
+REPORT = {"steps": 1, "samples": 1, "seed": 0, "grid": "input", "thick_axis": "none", "backend": BACKEND}
 KINDS = ("classic", "enhanced")
 GRIDS = ("input", "isotropic")
 
@@ -267,7 +268,16 @@ def test_slices_between_two_sources_name_both(enhancer: Enhancer, tmp_path: Path
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 2}, {"samples": 3}, {"seed": 1}, {"grid": "isotropic"}, {"thick_axis": "R"}, {}, {"label": "other"}],
+    [
+        {"steps": 2},
+        {"samples": 3},
+        {"seed": 1},
+        {"grid": "isotropic"},
+        {"thick_axis": "R"},
+        {"backend": {**BACKEND, "precision": "bfloat16"}},
+        {},
+        {"label": "other"},
+    ],
     ids=str,
 )
 def test_other_settings_are_another_series(plain: Case, change: dict[str, Any]) -> None:

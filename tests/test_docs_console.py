@@ -35,7 +35,7 @@ def engineer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("chapter", [c for c in CHAPTERS if lines_of(c)], ids=lambda chapter: chapter.split("\n")[0])
 def test_a_chapter_runs_as_it_stands(engineer: Path, chapter: str) -> None:
-    for program in ("unshare", "ip", "curl", "storescp", "storescu", "echoscu"):
+    for program in ("unshare", "ip", "curl"):
         require_peer(program, shutil.which(program) is not None)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(

@@ -11,6 +11,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from lfmri_runtime.backends import Step
 from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.enhancer import Enhanced, Enhancer, interpolate
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
@@ -57,7 +58,7 @@ def noisy(noisy_bundle: Path) -> Enhancer:
     return Enhancer(open_bundle(noisy_bundle), threads=1)
 
 
-class Spy:
+class Spy(Step):
     """Stands in for a step: keeps the conditions that it is given and returns them."""
 
     name = provider = precision = "spy"

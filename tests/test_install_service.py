@@ -104,7 +104,7 @@ class Service:
         config = folder / "lfmri.toml"
         config.write_text(
             f'[folder]\ninput = "{folder / "in"}"\noutput = "{folder / "out"}"\npoll_seconds = 0.05\n'
-            f'[model]\nbundle = "{bundle}"\nwarm_side = 8\n'
+            f'[model]\nbackend = "onnxruntime"\nbundle = "{bundle}"\nwarm_side = 8\n'
         )
         assert run(["install-service", "--root", str(folder), "--config", str(config)]) == 0
         (command,) = re.findall(r"^ExecStart=(.*)$", (folder / UNIT).read_text(), re.MULTILINE)

@@ -64,7 +64,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture(scope="module")
 def address(folder: Path, recorder: Recorder) -> Iterator[tuple[str, int]]:
-    station = Station(ModelSettings(bundle=str(folder), warm_side=8), Journal([recorder]))
+    station = Station(ModelSettings(backend="onnxruntime", bundle=str(folder), warm_side=8), Journal([recorder]))
     server = MrdServer(MrdSettings(connections=10), OutputSettings(label="the site's text"), station)
     server.start()
     yield server.address

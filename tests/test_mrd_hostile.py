@@ -135,7 +135,7 @@ def test_ten_thousand_broken_streams_end_with_an_answer_or_a_reason(
         refused += answer.error is not None
     assert resident() - before < 64 * SMALL
     assert STREAMS / 4 < refused < STREAMS  # some accidents hurt nothing, a free field or a pixel for example
-    station = Station(ModelSettings(bundle=str(folder)), Journal())
+    station = Station(ModelSettings(backend="onnxruntime", bundle=str(folder)), Journal())
     server = serve(station)
     for _ in range(100):
         with mrd.connect(server.address) as client:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from lfmri.options import backend_options, bundle_option
 from lfmri.progress import progress_bar
 from lfmri_runtime.errors import UsageError
 
@@ -13,7 +14,7 @@ from lfmri_runtime.errors import UsageError
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Enhanced scan; for several scans a folder."
 )
-@click.option("--bundle", type=click.Path(path_type=Path), help="Model to use.  [default: the built-in one]")
+@bundle_option
 @click.option(
     "--steps",
     type=int,
@@ -47,9 +48,8 @@ from lfmri_runtime.errors import UsageError
     "--report", "page", type=click.Path(path_type=Path), help="Where to write an HTML page that shows the result."
 )
 @click.option("--label", help="Your own text for the description of an enhanced DICOM series.")
-@click.option(
-    "--threads", default=0, show_default=True, type=click.IntRange(min=0), help="Of the network; 0 takes all cores."
-)
+@backend_options
+@click.option("--require", is_flag=True, help="Refuse rather than run anything but that --backend and --precision.")
 def enhance(
     scans: tuple[Path, ...],
     out: Path,
@@ -58,6 +58,9 @@ def enhance(
     mask: Path | None,
     page: Path | None,
     label: str | None,
+    backend: str,
+    precision: str | None,
+    require: bool,
     threads: int,
     grid: str | None,
     **settings: object,
@@ -75,12 +78,14 @@ def enhance(
         raise UsageError("--uncertainty, --mask and --report belong to one scan; expected one SCAN beside them")
     if uncertainty is not None and settings["samples"] == 1:
         raise UsageError("--uncertainty needs several draws; expected --samples of at least 2")
+    if require and backend == "auto" and precision is None:
+        raise UsageError("--require says that nothing else may run; expected --backend or --precision beside it")
     targets = [out] if len(scans) == 1 else [out / scan.name for scan in scans]
     jobs = [(scan, Outputs(target, uncertainty, page)) for scan, target in zip(scans, targets, strict=True)]
     dicom = [job for job in jobs if is_dicom(job[0])]
     check_outputs([job for job in jobs if job not in dicom], kept=[] if mask is None else [mask])
     check_dicom(dicom, mask=mask, label=label)
-    enhancer = Enhancer(open_bundle(bundle), threads=threads)
+    enhancer = Enhancer(open_bundle(bundle), backend=backend, precision=precision, require=require, threads=threads)
     for scan, outputs in jobs:
         if (scan, outputs) in dicom:
             enhance_dicom(enhancer, scan, outputs, label=label, grid=grid or "input", **settings)

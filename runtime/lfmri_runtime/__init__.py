@@ -5,7 +5,11 @@
 >>> enhanced = Enhancer().enhance(scan.data, scan.affine)
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime from 1.29 on reports to its maker unless this stands before it is loaded; nothing of ours is sent.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from lfmri_runtime.bundle import Bundle, open_bundle

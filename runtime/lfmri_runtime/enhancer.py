@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfmri_runtime.backends import Step, open_backend
+from lfmri_runtime.backends import REFERENCE, Step, open_backend
 from lfmri_runtime.bundle import Bundle, open_bundle
+from lfmri_runtime.choice import choose
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 from lfmri_runtime.geometry import AXES, WorkingGrid, hidden_thick_axis, thick_axis_of
-from lfmri_runtime.sampler import euler, uniform_time_grid
+from lfmri_runtime.sampler import uniform_time_grid
 from lfmri_runtime.slices import batches, noise_volume, pad, padded_shape, plane_normals, slices_of
 
 Float32Array = NDArray[np.float32]
@@ -52,15 +53,43 @@ class Enhanced:
 class Enhancer:
     """Enhances scans with one bundle on one back end; opened once, used for many scans.
 
+    The reference back end is the default, so that a library's result does not hang on which extras are installed.
+
     Args:
         bundle: a verified bundle; None opens the built-in one.
+        backend: the reference, whose bytes depend on nothing but the scan and the settings; the name of another one;
+            or auto, the fastest that passes the golden check on this machine. All but the reference are checked
+            at first use, and remember it in the user's cache.
+        precision: None takes the fastest that the back end offers.
+        require: refuse where the asked back end or precision is not usable; otherwise another runs, with a note.
         threads: of the network's arithmetic; 0 takes all cores.
         batch: slices that pass through the network at once; changes nothing but speed and memory.
+        step: a back end of the caller's own, opened; the settings above it are then not looked at.
+
+    Raises:
+        UsageError, BackendMissing, BundleRefused: as `choice.choose`.
     """
 
-    def __init__(self, bundle: Bundle | None = None, *, threads: int = 0, batch: int = BATCH) -> None:
+    def __init__(
+        self,
+        bundle: Bundle | None = None,
+        *,
+        backend: str = REFERENCE,
+        precision: str | None = None,
+        require: bool = True,
+        threads: int = 0,
+        batch: int = BATCH,
+        step: Step | None = None,
+    ) -> None:
         self.bundle = open_bundle() if bundle is None else bundle
-        self.step: Step = open_backend(self.bundle, threads=threads)
+        self.notes: tuple[str, ...] = ()
+        if step is not None:
+            self.step = step
+        elif (backend, precision) == (REFERENCE, None):
+            self.step = open_backend(self.bundle, threads=threads)
+        else:
+            choice = choose(self.bundle, backend=backend, precision=precision, require=require, threads=threads)
+            self.step, self.notes = choice.step, choice.notes
         self.batch = batch
 
     def enhance(
@@ -128,7 +157,7 @@ class Enhancer:
             "backend": {"name": self.step.name, "provider": self.step.provider, "precision": self.step.precision},
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
-        return Enhanced(output, deviation, output_affine, scale, report, notes)
+        return Enhanced(output, deviation, output_affine, scale, report, (*self.notes, *notes))
 
     def _sample(
         self,
@@ -178,10 +207,10 @@ class Enhancer:
         result = np.zeros(shape, dtype=np.float32)
         for normal in normals:
             noise, condition, target = (slices_of(v, normal=normal, thick_axis=thick) for v in (x_0, y, result))
-            for part in batches(shape[normal], self.batch):
-                x_part, y_part = (np.ascontiguousarray(stack[part])[:, None] for stack in (noise, condition))
-                x_1 = euler(self.step, x_part, y_part, time_grid)
-                rows, columns = target.shape[1:]
+            parts = list(batches(shape[normal], self.batch))
+            stream = (_stacked(noise, condition, part) for part in parts)
+            rows, columns = target.shape[1:]
+            for part, x_1 in zip(parts, self.step.flow(stream, time_grid), strict=True):
                 target[part] += x_1[:, 0, :rows, :columns] / np.float32(len(normals))
                 count()
         return result
@@ -191,6 +220,11 @@ def interpolate(data: Float32Array, affine: NDArray[np.float64], *, voxel_size: 
     """A scan on the working grid by cubic interpolation, in its own units and voxel order."""
     place = WorkingGrid.of_scan(data.shape, affine, voxel_size=voxel_size)
     return place.to_scan_order(place.regrid(place.to_ras(data)))[0]
+
+
+def _stacked(noise: Float32Array, condition: Float32Array, part: slice) -> tuple[Float32Array, Float32Array]:
+    """One batch, (batch, 1, rows, columns) each, contiguous as the back ends want it."""
+    return np.ascontiguousarray(noise[part])[:, None], np.ascontiguousarray(condition[part])[:, None]
 
 
 def _onto(

@@ -4,9 +4,7 @@ It names no file and no header text, since either may name a patient; the input 
 """
 
 import json
-import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +16,9 @@ from lfmri_runtime.contract import decode
 from lfmri_runtime.enhancer import Enhanced
 from lfmri_runtime.errors import BundleRefused, InputRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
+from lfmri_runtime.machine import versions
 from lfmri_runtime.volume import SUFFIXES
 
-#: Libraries whose versions decide what the network computes.
-LIBRARIES = ("lfmri", "numpy", "onnxruntime", "nibabel")
 #: A sidecar is a few kilobytes; more than this is not one.
 MAX_BYTES = 1 << 20
 
@@ -93,7 +90,7 @@ def describe(
         **enhanced.report,
         "seconds": {**seconds, **enhanced.report["seconds"]},
         "intensity": asdict(intensity),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(),
         "trained_on": contract.training.get("training_subjects", []),
         "intended_use": contract.intended_use,
         "notes": [*scan.notes, *enhanced.notes],

@@ -27,6 +27,9 @@ class ModelSettings:
 
     Attributes:
         bundle: its folder; empty for the built-in one.
+        backend: what runs it; auto takes the fastest that passes the golden check on this machine.
+        precision: float32, float16 or bfloat16; empty takes the fastest.
+        require: refuse to start rather than run on anything else than backend and precision.
         threads: of the network's arithmetic; 0 takes all cores.
         steps: Euler steps; 0 takes the bundle's default.
         samples: draws of x_0 to average.
@@ -35,6 +38,9 @@ class ModelSettings:
     """
 
     bundle: str = ""
+    backend: str = "auto"
+    precision: str = ""
+    require: bool = False
     threads: int = 0
     steps: int = 0
     samples: int = 1

@@ -50,13 +50,18 @@ class Station:
 
     Raises:
         BundleRefused: the bundle must not be loaded.
+        UsageError, BackendMissing: no such back end, or what is required is not usable here.
     """
 
     def __init__(self, settings: ModelSettings, journal: Journal) -> None:
         self.settings = settings
         self.journal = journal
         self.enhancer = Enhancer(
-            open_bundle(Path(settings.bundle) if settings.bundle else None), threads=settings.threads
+            open_bundle(Path(settings.bundle) if settings.bundle else None),
+            backend=settings.backend,
+            precision=settings.precision or None,
+            require=settings.require,
+            threads=settings.threads,
         )
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._places = threading.BoundedSemaphore(MOST_WAITING)

@@ -33,7 +33,8 @@ def derived_uid(*parts: str) -> str:
 def recipe(bundle: Bundle, report: dict[str, Any], *, label: str) -> tuple[str, ...]:
     """All that decides what a derived series holds, its source apart."""
     settings = (f"{name}={report[name]}" for name in _SETTINGS)
-    return (MAKER, version(MAKER), bundle.sha256, *settings, label)
+    backend = report["backend"]  # it rounds in its own way, and one UID stands for one set of bytes
+    return (MAKER, version(MAKER), bundle.sha256, *settings, backend["name"], backend["precision"], label)
 
 
 def equipment(bundle: Bundle) -> Dataset:

@@ -34,7 +34,7 @@ class FolderSurface:
         self.folders: tuple[Path, ...] = (Path(settings.folder.output),)
         self._stopping = threading.Event()
         self._trouble: str | None = None
-        self._delay = ""
+        self._delayed = False
         self._thread = threading.Thread(target=self._run, name=SURFACE, daemon=True)
         self._spool: Spool | None = None
 
@@ -73,14 +73,15 @@ class FolderSurface:
             self._trouble = f"unexpected {type(error).__name__}"
 
     def _look(self) -> None:
-        delay = ""
+        """Look once; a delay is told when it begins, not at every look while it lasts."""
         try:
             self._watcher.look(self._stopping.is_set)
         except TryAgainLater as error:
-            delay = str(error)
-        if delay and delay != self._delay:
-            self._station.journal.record("delayed", surface=SURFACE, reason=delay)
-        self._delay = delay
+            if not self._delayed:
+                self._station.journal.record("delayed", surface=SURFACE, reason=str(error))
+            self._delayed = True
+        else:
+            self._delayed = False
 
 
 def check(folder: FolderSettings) -> None:

@@ -1,0 +1,214 @@
+"""Every back end that runs here gives what the reference gives, as it was asked to, and sends nothing."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from lfmri import options
+from lfmri_runtime import backends
+from lfmri_runtime.backends import BACKENDS, PRECISIONS, Step, open_backend, openvino
+from lfmri_runtime.backends.onnxruntime_cuda import CudaStep
+from lfmri_runtime.bundle import Bundle, open_bundle
+from lfmri_runtime.enhancer import Enhancer
+from lfmri_runtime.errors import BackendMissing, BundleRefused, UsageError
+from lfmri_runtime.golden import failures, measure_parity, read_golden
+from lfmri_runtime.sampler import uniform_time_grid
+
+from .bundles import MakeBundle, numpy_euler, seal
+from .heads import scan_of
+from .masks import MaskedCore
+
+Float32Array = NDArray[np.float32]
+#: Largest difference from the loop in float64, by precision; values are about 1.
+ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2}
+
+
+class BoundOnCpu(CudaStep):
+    """The GPU's loop with its buffers in the host's memory."""
+
+    asked = "CPUExecutionProvider"
+    device = "cpu"
+
+
+def opened(name: str, bundle: Bundle, precision: str, tmp_path: Path) -> Step:
+    if name == "bound":
+        return BoundOnCpu(bundle, threads=1)
+    return open_backend(bundle, name, precision=precision, threads=2, cache=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def noisy(make_bundle: MakeBundle) -> Bundle:
+    return open_bundle(make_bundle("noisy"))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("counts", [(2,), (2, 2, 2, 1), (3, 3, 3, 3, 3, 2)])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("onnxruntime", "float32"), ("bound", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")],
+)
+def test_the_loop_over_a_stream_gives_every_batch_in_order(
+    noisy: Bundle, tmp_path: Path, name: str, precision: str, counts: tuple[int, ...], steps: int
+) -> None:
+    step = opened(name, noisy, precision, tmp_path)
+    rng = np.random.default_rng(1)
+    stream = [(rng.standard_normal((n, 1, 16, 24), np.float32), rng.random((n, 1, 16, 24), np.float32)) for n in counts]
+    found = list(step.flow(iter(stream), uniform_time_grid(steps)))
+    assert [x_1.shape for x_1 in found] == [y.shape for _, y in stream]
+    for (x_0, y), x_1 in zip(stream, found, strict=True):
+        expected = numpy_euler(x_0, y, share=0.1, steps=steps)
+        np.testing.assert_allclose(x_1, expected, atol=ROUNDING[precision])
+    assert step.seconds > 0
+    assert (step.name, step.precision) == (type(step).name, precision)
+    assert list(step.flow(iter([]), uniform_time_grid(steps))) == []
+    step.warmup((1, 1, 8, 8))
+    assert step.seconds == 0
+    step.close()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "bound", "openvino"])
+def test_one_step_is_that_of_the_loop(noisy: Bundle, tmp_path: Path, name: str) -> None:
+    step = opened(name, noisy, "float32", tmp_path)
+    x_t = np.random.default_rng(2).standard_normal((2, 1, 8, 16), np.float32)
+    (expected,) = step.flow(iter([(x_t, x_t)]), uniform_time_grid(2))
+    found = x_t
+    for t, t_next in pairwise((0.0, 0.5, 1.0)):
+        found = step(found, x_t, t, t_next - t)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_stream_is_read_no_further_ahead_than_what_runs(noisy: Bundle, tmp_path: Path) -> None:
+    step = opened("openvino", noisy, "float32", tmp_path)
+    read = 0
+
+    def stream() -> Iterator[tuple[Float32Array, Float32Array]]:
+        nonlocal read
+        for _ in range(20):
+            read += 1
+            yield (np.zeros((1, 1, 8, 8), np.float32),) * 2
+
+    results = step.flow(stream(), uniform_time_grid(1))
+    for done, _ in enumerate(results, start=1):
+        assert read <= done + openvino.MAX_STREAMS
+
+
+def test_the_core_is_the_same_on_openvino(noisy: Bundle) -> None:
+    data, affine = scan_of(np.diag([1.5, 1.2, 5.0, 1.0]))
+    expected = Enhancer(noisy, threads=1).enhance(data, affine, steps=2, seed=4)
+    found = Enhancer(noisy, backend="openvino", precision="float32", batch=3).enhance(data, affine, steps=2, seed=4)
+    np.testing.assert_allclose(found.mean, expected.mean, atol=1e-5 * expected.scale)
+    assert found.report["backend"]["name"] == "openvino"
+    assert found.report["backend"]["precision"] == "float32"
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_built_in_model_passes_its_golden_check_on_openvino(precision: str, tmp_path: Path) -> None:
+    bundle = open_bundle()
+    rows = measure_parity(opened("openvino", bundle, precision, tmp_path), read_golden(bundle))
+    assert [row.steps for row in rows] == list(bundle.contract.steps)
+    assert failures(rows) == []
+    assert all((row.psnr or 0) > {"float32": 75, "bfloat16": 52}[precision] for row in rows)
+
+
+# Nothing but what was asked
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "match"),
+    [
+        ("tensor", None, "--backend is 'tensor'; expected one of auto, onnxruntime"),
+        ("onnxruntime", "bfloat16", "onnxruntime runs this bundle in float32; --precision asked for bfloat16"),
+        ("openvino", "float16", "openvino runs this bundle in float32 or bfloat16"),
+    ],
+)
+def test_a_name_that_is_not_offered_is_refused(noisy: Bundle, name: str, precision: str | None, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        open_backend(noisy, name, precision=precision)
+
+
+def test_a_cpu_build_is_not_taken_for_cuda(noisy: Bundle) -> None:
+    with pytest.raises(BackendMissing, match="pip install onnxruntime-gpu"):
+        open_backend(noisy, "onnxruntime-cuda")
+
+
+def test_a_provider_that_falls_back_silently_is_refused(noisy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda content, options, providers: real(content, options)
+    )  # what the GPU build does where the driver is missing
+    with pytest.raises(BackendMissing, match="asked for CUDAExecutionProvider and runs on CPUExecutionProvider"):
+        open_backend(noisy, "onnxruntime-cuda")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "match"),
+    [(["FP32"], "no bfloat16 arithmetic"), (["FP32", "BF16"], "was asked for bf16 and runs in f32")],
+)
+def test_bfloat16_is_not_imitated(
+    noisy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: list[str], match: str
+) -> None:
+    library = openvino.import_openvino()
+    core = library.Core
+    monkeypatch.setattr(library, "Core", lambda: MaskedCore(core(), capabilities=capabilities, hint="f32"))
+    with pytest.raises(BackendMissing, match=match):
+        opened("openvino", noisy, "bfloat16", tmp_path).warmup((1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_bytes_that_are_no_graph_are_refused(make_bundle: MakeBundle, tmp_path: Path, name: str) -> None:
+    folder = make_bundle()
+    (folder / "step.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleRefused, match=r"step\.onnx cannot be loaded"):
+        opened(name, open_bundle(seal(folder)), "float32", tmp_path)
+
+
+def test_a_missing_library_names_its_extra(noisy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendMissing, match=r"pip install 'lfmri\[openvino\]'"):
+        open_backend(noisy, "openvino")
+
+
+def test_a_back_end_that_is_not_part_of_this_build_is_missing(noisy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "BACKENDS", ("elsewhere",))
+    with pytest.raises(BackendMissing, match="elsewhere is not part of this lfmri"):
+        open_backend(noisy, "elsewhere")
+
+
+def test_the_command_line_offers_what_the_runtime_has() -> None:
+    assert options.BACKENDS == BACKENDS
+    assert options.PRECISIONS == PRECISIONS
+
+
+# Nothing is sent
+
+USE = """
+import socket, sys
+def refuse(*a, **k): raise AssertionError("a socket was asked for")
+socket.socket.connect = refuse
+from pathlib import Path
+from lfmri_runtime.backends import open_backend
+from lfmri_runtime.bundle import open_bundle
+open_backend(open_bundle(Path(sys.argv[1])), sys.argv[2]).warmup((1, 1, 8, 8))
+assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
+import openvino_telemetry  # and who else wants it still finds it
+"""
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_no_library_reports_to_its_maker(noisy: Bundle, tmp_path: Path, name: str) -> None:
+    """ONNX Runtime would leave an identifier and a queue in the cache; under CI it keeps still by itself."""
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", USE, str(noisy.path), name], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"lfmri"}
