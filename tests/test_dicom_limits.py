@@ -115,6 +115,17 @@ def test_title_and_address_must_both_be_right(
     assert "STRANGER" not in str(listening.events.all)
 
 
+def test_who_is_refused_stays_refused_when_nobody_can_write_it_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise TryAgainLater("no audit log")
+
+    with Listening(tmp_path, peers=(ELSEWHERE, NAMESAKE)) as listening:
+        monkeypatch.setattr(listening.events, "record", fail)
+        assert not associate(listening.port).is_established
+
+
 def test_addresses_have_one_spelling_and_titles_are_checked() -> None:
     assert plain("::ffff:10.0.0.1") == "10.0.0.1"
     assert Peers([DicomPeer(title="A", address="localhost", port=0)]).know("A ", "127.0.0.1")

@@ -228,7 +228,7 @@ def test_while_the_destination_is_down_the_outbox_keeps_and_then_delivers(tmp_pa
     with node:
         assert send(node.port, read([path for series in paths for path in series])) == [0] * 12
         wait_until(lambda: len(node.state("outbox")) == 3, "three jobs in the outbox")
-        wait_until(lambda: node.events("waiting"), "word of the outage")
+        wait_until(lambda: node.events("delayed"), "word of the outage")
         node.stop()
     with node, Archive(port=port) as archive:
         wait_until(lambda: len(node.events("sent")) == 3, "delivery")

@@ -336,7 +336,7 @@ def test_a_destination_that_is_down_costs_no_retries_and_gets_all_in_order(tmp_p
     waiting = bench.spool.waiting(bench.names[0])
     bench.send(rounds=3)
     assert bench.spool.waiting(bench.names[0]) == waiting
-    assert [fields["reason"] for fields in bench.events.of("waiting")] == ["cannot be reached"]
+    assert [fields["reason"] for fields in bench.events.of("delayed")] == ["cannot be reached"]
     expected = [str(pydicom.dcmread(path).SOPInstanceUID) for path in waiting]
     with Archive(port=port) as archive:
         bench.send()
@@ -383,7 +383,7 @@ def test_a_thread_that_dies_says_so_and_what_passes_is_tried_again(monkeypatch: 
     loop = Loop("worker", lambda: (_ for _ in ()).throw(errors.pop(0)), Journal([events]), pause=0.0)
     loop.start()
     assert wait_until(loop.trouble, "trouble") == "the thread worker has died (ValueError)"
-    assert [fields["reason"] for fields in events.of("waiting")] == ["full"]
+    assert [fields["reason"] for fields in events.of("delayed")] == ["full"]
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ class Journal:
         """Record one event.
 
         Args:
-            event: what happened, one word: received, enhanced, passed-by, refused, failed, delayed, sent,
-                ready, stopped.
+            event: what happened, one word: received, enhanced, passed-by, refused, failed, delayed, queued,
+                sent, ready, stopped.
             **fields: plain values; `surface` (folder, mrd, dicom), `source` (the input's sha256 or series UID),
                 `reason`, and `seconds` (a number for each stage) mean the same in every event.
 

@@ -17,13 +17,17 @@ class Peers:
     Args:
         peers: as configured.
 
+    Attributes:
+        titles: of all of them.
+
     Raises:
         TryAgainLater: a name that cannot be looked up now.
     """
 
     def __init__(self, peers: Sequence[DicomPeer]) -> None:
-        self._pairs = {(peer.title, address) for peer in peers for address in _addresses(peer.address)}
+        self._pairs = {(peer.title.strip(), address) for peer in peers for address in _addresses(peer.address)}
         self._addresses = {address for _, address in self._pairs}
+        self.titles = sorted({title for title, _ in self._pairs})
 
     def know_address(self, address: str) -> bool:
         """Whether anybody may send from there."""

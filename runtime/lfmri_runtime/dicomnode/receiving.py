@@ -66,14 +66,14 @@ class Receiver:
         ]
         place = (settings.address, settings.port)
         try:
-            self._server = _entity(settings.title).make_server(
+            self._server = _entity(settings.title, peers.titles).make_server(
                 place, ssl_context=tls, evt_handlers=handlers, server_class=Server
             )
         except OSError as error:
             raise TryAgainLater(f"{place[0]}:{place[1]}: {error.strerror}; expected a free port for DICOM") from None
         self._server.peers = peers
         self._server.timeout = ACCEPT_SECONDS
-        self.loop = Loop("dicom receiver", self._server.handle_request, journal, pause=0.0)
+        self.loop = Loop("dicom receiver", self._server.round, journal, pause=0.0)
 
     def start(self) -> None:
         """Begin to accept."""
@@ -91,7 +91,11 @@ class Receiver:
         event.assoc.bind(evt.EVT_CONN_CLOSE, meter.clear)
 
     def _requested(self, event: Any) -> None:
-        """Both titles and the address must be right; without this handler's refusal the association goes on."""
+        """Both titles and the address must be right.
+
+        What this raises goes unheard and the association goes on: so nothing comes before the refusal, and
+        pynetdicom checks both titles once more by itself.
+        """
         request = event.assoc.requestor.primitive
         if request.called_ae_title.strip() != self._title:
             reason = CALLED_TITLE
@@ -99,12 +103,12 @@ class Receiver:
             reason = CALLING_TITLE
         else:
             return
+        event.assoc.acse.send_reject(0x01, 0x01, reason)
+        event.assoc.kill()
         which = "calling" if reason == CALLING_TITLE else "called"
         self._journal.record(
             "refused", surface="dicom", reason=f"{event.assoc.requestor.address}: a {which} title that is not known"
         )
-        event.assoc.acse.send_reject(0x01, 0x01, reason)
-        event.assoc.kill()
 
     def _store(self, event: Any) -> int:
         """EVT_C_STORE; whatever this raises, pynetdicom answers with a failure."""
@@ -161,8 +165,10 @@ def _write(path: Any, event: Any) -> None:
         os.fsync(stream.fileno())
 
 
-def _entity(title: str) -> Any:
+def _entity(title: str, peers: list[str]) -> Any:
     entity = AE(title)
+    entity.require_called_aet = True
+    entity.require_calling_aet = peers
     entity.maximum_associations = MOST_ASSOCIATIONS
     entity.maximum_pdu_size = limits.PDU_BYTES
     entity.acse_timeout = limits.ASSOCIATE_SECONDS

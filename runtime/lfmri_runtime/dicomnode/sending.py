@@ -103,7 +103,7 @@ class Sender:
         if not association.is_established:
             reason = "refused the association" if association.is_rejected else "cannot be reached"
             if not self._outage.count:
-                self._journal.record("waiting", surface="dicom", destination=self._folder, reason=reason)
+                self._journal.record("delayed", surface="dicom", destination=self._folder, reason=reason)
             self._outage.add(self._settings.retry_seconds)
             return
         self._outage = Refusals()

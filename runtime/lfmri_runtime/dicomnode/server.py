@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import threading
 from typing import Any, cast
 
 from pynetdicom.transport import ThreadedAssociationServer
@@ -20,6 +21,15 @@ class Server(ThreadedAssociationServer):
     daemon_threads = True
     peers: Peers
 
+    def __init__(self, *how: Any, **named: Any) -> None:
+        self._handshakes = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__(*how, **named)
+
+    def round(self) -> None:
+        """Accept one connection, or none for a while; dead associations are collected now and then."""
+        self.handle_request()
+        self.service_actions()
+
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept; the TLS handshake comes later, in the connection's own thread."""
         connection, address = cast(socket.socket, self.socket).accept()
@@ -36,10 +46,18 @@ class Server(ThreadedAssociationServer):
         """Shake hands, then associate."""
         try:
             if isinstance(request, ssl.SSLSocket):
-                request.do_handshake()
+                self._shake_hands(request)
             self.finish_request(request, client_address)
         except (OSError, RuntimeError):  # RuntimeError: no more threads
             self.shutdown_request(request)
+
+    def _shake_hands(self, connection: ssl.SSLSocket) -> None:
+        if not self._handshakes.acquire(blocking=False):
+            raise ConnectionAbortedError
+        try:
+            connection.do_handshake()
+        finally:
+            self._handshakes.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that broke is no event, and its details are not for standard error."""
