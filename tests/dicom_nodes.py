@@ -17,6 +17,8 @@ from pydicom.uid import MRImageStorage
 from pynetdicom import AE, evt
 from pynetdicom.transport import AssociationSocket
 
+from lfmri_runtime.dicomnode.sending import keep_answers
+
 Found = TypeVar("Found")
 
 #: Longest wait for anything that should happen; generous, since other work shares the machine.
@@ -120,7 +122,8 @@ class Node:
     def stop(self) -> str:
         """As systemd does; returns what it said on standard error."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(DEADLINE) == 0, self._said.read_text()
+        code = self.process.wait(DEADLINE)
+        assert code == 0, f"{code}: {self._said.read_text()}"
         return self._said.read_text()
 
     def __enter__(self) -> "Node":
@@ -191,7 +194,13 @@ def associate(
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = patience
     entity.add_requested_context(MRImageStorage)
     entity.add_requested_context("1.2.840.10008.1.1")
-    return entity.associate("127.0.0.1", port, ae_title=called, tls_args=tls)
+    handlers = [(evt.EVT_CONN_OPEN, _at_once), (evt.EVT_CONN_OPEN, keep_answers)]
+    return entity.associate("127.0.0.1", port, ae_title=called, tls_args=tls, evt_handlers=handlers)
+
+
+def _at_once(event: Any) -> None:
+    """Without this every instance takes 40 ms longer: Nagle's algorithm meets delayed acknowledgements."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def send(port: int, datasets: Sequence[Dataset], **how: Any) -> list[int]:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pydicom
@@ -16,7 +17,7 @@ from lfmri_runtime.console.settings import ConsoleSettings, DicomPeer, DicomSett
 from lfmri_runtime.console.station import Station
 from lfmri_runtime.dicomnode import spool as spools
 from lfmri_runtime.dicomnode.loop import Loop
-from lfmri_runtime.dicomnode.sending import LONGEST_WAIT_SECONDS, Refusals, Sender, folder_of
+from lfmri_runtime.dicomnode.sending import LONGEST_WAIT_SECONDS, Refusals, Sender, folder_of, keep_answers
 from lfmri_runtime.dicomnode.spool import KEEP_SECONDS, MOST_INTERRUPTIONS, Spool, key
 from lfmri_runtime.dicomnode.working import Worker
 from lfmri_runtime.errors import TryAgainLater, UsageError
@@ -341,6 +342,14 @@ def test_a_destination_that_is_down_costs_no_retries_and_gets_all_in_order(tmp_p
     with Archive(port=port) as archive:
         bench.send()
         assert archive.uids() == expected
+
+
+def test_an_answer_is_kept_for_who_waits_for_it() -> None:
+    answers = [(1, "answer")]
+    dimse = SimpleNamespace(get_msg=lambda block: answers.pop())
+    keep_answers(SimpleNamespace(assoc=SimpleNamespace(dimse=dimse)))
+    assert dimse.get_msg() == dimse.get_msg(block=False) == (None, None)
+    assert dimse.get_msg(block=True) == (1, "answer")
 
 
 def test_waits_double_up_to_their_cap() -> None:

@@ -98,7 +98,7 @@ class Sender:
             ae_title=self._destination.title,
             max_pdu=limits.PDU_BYTES,
             tls_args=self._tls,
-            evt_handlers=[(evt.EVT_CONN_OPEN, limits.prepare)],
+            evt_handlers=[(evt.EVT_CONN_OPEN, limits.prepare), (evt.EVT_CONN_OPEN, keep_answers)],
         )
         if not association.is_established:
             reason = "refused the association" if association.is_rejected else "cannot be reached"
@@ -142,6 +142,16 @@ class Sender:
         )
         del self._refusals[path]
         return self._spool.quarantine(path, reason)
+
+
+def keep_answers(event: Any) -> None:
+    """EVT_CONN_OPEN of a call: let none but the caller take messages.
+
+    pynetdicom's own thread looks for requests without waiting, and drops an answer that it finds in its place; it is
+    paused while a caller waits, but not always in time. Nobody sends us requests where we call.
+    """
+    take = event.assoc.dimse.get_msg
+    event.assoc.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
 
 
 def _store(association: Any, path: Path) -> str:
