@@ -114,6 +114,7 @@ class Sender:
                 self._send(association, path)
         finally:
             association.release()
+            association.join(limits.PDU_SECONDS)
 
     def _send(self, association: Any, path: Path) -> None:
         started = time.perf_counter()

@@ -65,5 +65,8 @@ class Server(ThreadedAssociationServer):
     def close(self) -> None:
         """Stop listening, end all associations: what was not acknowledged will be sent again."""
         self.server_close()
-        for association in self.active_associations:
+        associations = self.active_associations
+        for association in associations:
             association.abort()
+        for association in associations:  # a thread that runs while the interpreter ends can take it down
+            association.join(limits.PDU_SECONDS)
