@@ -43,6 +43,7 @@ def receive(endpoint: Any, count: int) -> bytearray:
         OSError: more than a PDU may have, or slower than it may come.
     """
     if count > MOST_PDU_BYTES:
+        endpoint.socket.shutdown(socket.SHUT_RDWR)  # or the connection would stay open until the association times out
         raise OSError(f"a PDU of {count} bytes")
     deadline = time.monotonic() + PDU_SECONDS
     received = bytearray()
