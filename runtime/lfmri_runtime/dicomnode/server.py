@@ -12,6 +12,8 @@ from lfmri_runtime.dicomnode.peers import Peers
 
 #: Connections at the same time; each is two threads.
 MOST_CONNECTIONS = 16
+#: At the end, wait so long for an association's thread; one that was never asked for anything has longer to live.
+LAST_SECONDS = 1.0
 
 
 class Server(ThreadedAssociationServer):
@@ -69,4 +71,4 @@ class Server(ThreadedAssociationServer):
         for association in associations:
             association.abort()
         for association in associations:  # a thread that runs while the interpreter ends can take it down
-            association.join(limits.PDU_SECONDS)
+            association.join(LAST_SECONDS)
