@@ -1,7 +1,8 @@
 """Settings of ONNX Runtime on the CPU, one interleaved run: `python benchmarks/onnxruntime_settings.py --threads 2`.
 
-Prints milliseconds a slice and Euler step of the built-in model for each setting: the least, the median, and the median
-of the paired ratios to the library's defaults with the same batch. The defaults stay unless a setting is clearly below 1.
+Prints milliseconds a slice and Euler step of the built-in model for each setting: the least, the median, and the
+median of the paired ratios to the library's defaults with the same batch. The defaults stay unless a setting is clearly
+below 1.
 """
 
 import argparse
@@ -53,10 +54,8 @@ def main(rounds: int, threads: int) -> None:
     for setting, batch in cases:
         found, usual = seconds[setting, batch], seconds["defaults", batch]
         ratio = statistics.median(a / b for a, b in zip(found, usual, strict=True))
-        print(
-            f"batch {batch}, {setting:14s}: least {1e3 * min(found):6.1f}, median {1e3 * statistics.median(found):6.1f} ms,"
-            f" ratio {ratio:.3f}"
-        )
+        least, median = 1e3 * min(found), 1e3 * statistics.median(found)
+        print(f"batch {batch}, {setting:14s}: least {least:6.1f}, median {median:6.1f} ms, ratio {ratio:.3f}")
 
 
 if __name__ == "__main__":
