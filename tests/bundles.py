@@ -118,8 +118,16 @@ def write_bundle(folder: Path, predicts: str = "y", *, model: onnx.ModelProto | 
 def seal(folder: Path, **changes: Any) -> Path:
     """Write the contract last, with the hash of every file in the folder."""
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-    files.pop("contract.json", None)
+    for name in ("contract.json", "contract.sha256"):
+        files.pop(name, None)
     (folder / "contract.json").write_text(render(contract(**{"files": files, **changes})))
+    return seal_contract(folder)
+
+
+def seal_contract(folder: Path) -> Path:
+    """Write the hash of the contract beside it, as sha256sum would."""
+    digest = hashlib.sha256((folder / "contract.json").read_bytes()).hexdigest()
+    (folder / "contract.sha256").write_text(f"{digest}  contract.json\n")
     return folder
 
 
@@ -129,4 +137,4 @@ def change_contract(folder: Path, change: Callable[[dict[str, Any]], object]) ->
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
-    return folder
+    return seal_contract(folder)

@@ -1,6 +1,6 @@
 """A bundle is refused before anything is loaded from it, unless every byte is the one that its contract names."""
 
-import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,16 @@ import onnxruntime
 import pytest
 
 from lfmri_runtime.backends import open_backend
-from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.bundle import BUILT_IN, open_bundle
 from lfmri_runtime.contract import MAX_CONTRACT_BYTES, SCHEMA
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.files import sha256_file
 
-from .bundles import MakeBundle, arrays, change_contract, seal, step_graph
+from .bundles import MakeBundle, arrays, change_contract, seal, seal_contract, step_graph
 
 FILES = ("step.onnx", "golden.npz", "MODEL_CARD.md")
+CONTRACT = ("contract.json", "contract.sha256")
 
 
 @pytest.fixture
@@ -59,18 +60,23 @@ def test_one_flipped_bit_is_refused(make_bundle: MakeBundle, name: str, place: f
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
-@pytest.mark.parametrize("bit", range(8))
-def test_one_flipped_bit_of_a_hash_is_refused(make_bundle: MakeBundle, bit: int) -> None:
+@pytest.mark.parametrize("name", CONTRACT)
+def test_one_flipped_bit_of_the_contract_is_refused_wherever_it_is(make_bundle: MakeBundle, name: str) -> None:
     folder = make_bundle()
-    content = bytearray((folder / "contract.json").read_bytes())
-    first = json.loads(content)["files"]["step.onnx"].encode()
-    content[content.index(first)] ^= 1 << bit
-    (folder / "contract.json").write_bytes(content)
-    refused(folder, "does not have the sha256|is not JSON|contract.json")
+    whole = (folder / name).read_bytes()
+    for place in range(0, len(whole), 1 if name == "contract.sha256" else 97):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        (folder / name).write_bytes(content)
+        refused(folder, r"contract\.json does not have the sha256 that contract\.sha256 gives; copy the bundle again")
+
+
+def test_the_built_in_bundle_is_sealed_as_sha256sum_checks_it() -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", "contract.sha256"], cwd=BUILT_IN, check=True)
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "contract.sha256"])
 def test_a_missing_file_is_refused(make_bundle: MakeBundle, name: str) -> None:
     folder = make_bundle()
     (folder / name).unlink()
@@ -128,6 +134,7 @@ def test_an_oversized_contract_is_refused_before_it_is_parsed(
     folder = make_bundle()
     path = folder / "contract.json"
     path.write_text(path.read_text() + " " * (MAX_CONTRACT_BYTES - path.stat().st_size))
+    seal_contract(folder)
     assert open_bundle(folder).contract.name == "by-hand"
     path.write_text(path.read_text() + " ")
     monkeypatch.setattr("lfmri_runtime.bundle.parse_contract", lambda text: pytest.fail("it was parsed"))

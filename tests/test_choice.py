@@ -125,7 +125,9 @@ def test_a_choice_holds_until_what_it_was_made_for_changes(
     engine.touch()
     assert trials() == 5
     (path, *_) = sorted((tmp_path / "choices").iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
-    for content in ("", "[]", "{}", path.read_text().replace('"here": true', '"here": 1'), "[" * 100_000):
+    whole = path.read_text()
+    spoilt = (whole.replace('"here": true', '"here": 1'), whole.replace('"another"', '"a third"'))
+    for content in ("", "[]", "{}", *spoilt, "[" * 100_000):
         path.write_text(content)
         assert trials() == 5, content[:80]
         assert trials() == 0

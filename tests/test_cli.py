@@ -290,7 +290,7 @@ def test_a_bad_bundle_is_refused(lfmri: Lines, make_bundle: MakeBundle, scan: Pa
     expected = {
         changed: "step.onnx does not have the sha256 that its contract gives",
         newer: "update lfmri",
-        corrupt: "contract.json is not JSON",
+        corrupt: "does not have the sha256 that contract.sha256 gives",
         tmp_path / "nowhere": "expected a bundle that `lfmri export` made",
     }
     for folder, match in expected.items():

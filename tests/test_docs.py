@@ -20,7 +20,7 @@ TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
 BOX = (slice(50, 146), slice(70, 166), slice(60, 124))
 #: A smaller piece that holds brain and background.
 EDGE = (slice(16, 72), slice(70, 134), slice(60, 109))
-PAGES = ("docs/researchers.md", "docs/engineers.md", "README.md", "docs/users.md")
+PAGES = ("docs/researchers.md", "docs/engineers.md", "README.md", "docs/users.md", "docs/devices.md")
 #: A reader trains for hours; the test only needs the run to exist.
 SHORTENED = {"--max-steps 20000": "--max-steps 2 --crop 32 --precision 32-true"}
 
@@ -80,6 +80,9 @@ def test_every_command_in_the_pages_runs_as_it_stands(reader: Path) -> None:
         "report.html",
         "scores.csv",
         "std.nii.gz",
+        "verify/verify.md",
+        "bench.json",
+        "chosen.json",
     ):
         assert (reader / left).stat().st_size > 0, left
     assert {p.name for p in (reader / "enhanced").glob("*.nii.gz")} == {"scan.nii.gz", "second.nii.gz"}

@@ -16,7 +16,7 @@ from lfmri_export.gate import Parity, check_parity, check_structure, measure_par
 from lfmri_export.golden import STEPS, Golden, make_golden
 from lfmri_export.graph import OPSET, array_specs, export_step, half_weights, parameter_precision
 from lfmri_runtime.backends import open_backend
-from lfmri_runtime.bundle import CARD, CONTRACT, GOLDEN, STEP, open_bundle
+from lfmri_runtime.bundle import CARD, CONTRACT, GOLDEN, SEAL, STEP, open_bundle, seal_of
 from lfmri_runtime.contract import SCHEMA, Contract, Processing, decode, render
 from lfmri_runtime.errors import BundleRefused, TryAgainLater, UsageError
 from lfmri_trainer.network.presets import build_network
@@ -116,7 +116,9 @@ def _seal(place: Path, contract: Contract, parity: list[Parity]) -> None:
     training = {**contract.training, "parity": [asdict(row) for row in parity]}
     (place / CARD).write_text(model_card(contract, parity))
     files = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in (STEP, GOLDEN, CARD)}
-    (place / CONTRACT).write_text(render(replace(contract, files=files, training=training)))
+    content = render(replace(contract, files=files, training=training)).encode()
+    (place / CONTRACT).write_bytes(content)
+    (place / SEAL).write_bytes(seal_of(content))
 
 
 def _json(path: Path) -> Any:

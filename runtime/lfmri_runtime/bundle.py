@@ -1,4 +1,4 @@
-"""Opening a bundle: the contract is read strictly, every file's sha256 is checked before anything is loaded from it."""
+"""Opening a bundle: every file's sha256 is checked before anything is loaded from it, the contract's first."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.files import sha256_file
 
 CONTRACT = "contract.json"
+#: The contract's own hash, as `sha256sum` writes and checks it.
+SEAL = "contract.sha256"
 STEP = "step.onnx"
 GOLDEN = "golden.npz"
 CARD = "MODEL_CARD.md"
@@ -55,7 +57,7 @@ def open_bundle(path: Path | None = None) -> Bundle:
         path: the bundle's folder.
 
     Raises:
-        BundleRefused: no such folder or contract, a contract that is not understood, a missing or changed file.
+        BundleRefused: no such folder or contract, a missing or changed file, a contract that is not understood.
     """
     folder = BUILT_IN if path is None else path
     place = folder / CONTRACT
@@ -66,10 +68,21 @@ def open_bundle(path: Path | None = None) -> Bundle:
         raise BundleRefused(f"{place}: {error.strerror}; expected a bundle that `lfmri export` made") from None
     if len(content) > MAX_CONTRACT_BYTES:
         raise BundleRefused(f"{place} has over {MAX_CONTRACT_BYTES} bytes; expected the file that `lfmri export` wrote")
+    try:
+        sealed = (folder / SEAL).read_bytes()
+    except OSError as error:
+        raise BundleRefused(f"{folder / SEAL}: {error.strerror}; copy the whole bundle again") from None
+    if sealed != seal_of(content):
+        raise BundleRefused(f"{place} does not have the sha256 that {SEAL} gives; copy the bundle again or export it")
     contract = parse_contract(content.decode("utf-8", errors="replace"))
     for name in (STEP, *sorted(contract.files)):
         _verify(folder, name, contract.files.get(name))
     return Bundle(folder, contract, hashlib.sha256(content).hexdigest())
+
+
+def seal_of(contract: bytes) -> bytes:
+    """What contract.sha256 holds beside a contract of these bytes."""
+    return f"{hashlib.sha256(contract).hexdigest()}  {CONTRACT}\n".encode()
 
 
 def _verify(folder: Path, name: str, expected: str | None) -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 #: Libraries whose versions decide what the network computes, and how fast.
-LIBRARIES = ("lfmri", "numpy", "nibabel", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+BASE_LIBRARIES = ("lfmri", "numpy", "nibabel", "onnxruntime", "onnxruntime-gpu")
+LIBRARIES = (*BASE_LIBRARIES, "openvino", "tensorrt", "tensorrt-rtx")
 #: Instruction sets that decide how fast a CPU convolves: of x86-64, and of Arm.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimdhp", "bf16", "sve")
 PROC = Path("/proc")
 
 
-def versions() -> dict[str, str]:
-    """Python and those of LIBRARIES that are installed."""
+def versions(backend: str | None = None) -> dict[str, str]:
+    """Python and those of LIBRARIES that are installed; for one back end, the base's and its own."""
+    own = [name for name in LIBRARIES if backend is None or name in BASE_LIBRARIES or name.startswith(backend)]
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in own:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

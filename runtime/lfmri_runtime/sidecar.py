@@ -90,7 +90,7 @@ def describe(
         **enhanced.report,
         "seconds": {**seconds, **enhanced.report["seconds"]},
         "intensity": asdict(intensity),
-        "versions": versions(),
+        "versions": versions(enhanced.report["backend"]["name"]),
         "trained_on": contract.training.get("training_subjects", []),
         "intended_use": contract.intended_use,
         "notes": [*scan.notes, *enhanced.notes],

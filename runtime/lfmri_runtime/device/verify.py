@@ -42,7 +42,7 @@ LARGEST_GROWTH = 0.1
 #: Longest cold start, s, from nothing to the first small volume (assumed: an operator waits no longer).
 LONGEST_COLD_START = 60.0
 #: Voxels along each axis of the pieces of the sample that are enhanced: small, since a device may be slow.
-PIECE = (24, 24, 8)
+PIECE = (16, 16, 6)
 SIGNATURE = "signed_off"
 
 Progress = Callable[[str], None]
