@@ -90,6 +90,8 @@ def test_what_a_configuration_leaves_out_has_its_default(tmp_path: Path) -> None
         ("[mrd]\ntimeout_seconds = 0", "mrd.timeout_seconds is 0"),
         ("[folder]\npoll_seconds = nan", "finite"),
         ('[folder]\nlayout = "deep"', "expected one of plain, bids"),
+        ('[folder]\ngrid = "fine"', "expected one of isotropic, input"),
+        ('[output]\nlabel = "' + "x" * 41 + '"', "1 to 40 printable ASCII"),
         ("[output]\nuncertainty = true", "model.samples of at least 2"),
         ('[[dicom.peers]]\ntitle = "A"', "'address' is missing"),
         ("[mrd", "is not TOML"),

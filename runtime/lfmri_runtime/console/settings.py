@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from lfmri_runtime.decoding import Mismatch, decode
+from lfmri_runtime.enhancer import GRIDS
 from lfmri_runtime.errors import UsageError
 
 #: A configuration is a few kilobytes; more than this is not one.
 MAX_BYTES = 1 << 20
 #: Text that every derived series carries unless the site words its own.
 LABEL = "enhanced by lfmri - not for diagnosis"
+#: A label shares a DICOM description's 64 characters (LO, PS3.5 6.2) with " uncertainty" and the original's text.
+MAX_LABEL = 40
 LAYOUTS = ("plain", "bids")
 LARGEST_PORT = 65535
 
@@ -233,6 +236,9 @@ class ConsoleSettings:
                 raise UsageError(f"{name} is {value}; expected more than 0")
         if self.folder.layout not in LAYOUTS:
             raise UsageError(f"folder.layout is {self.folder.layout!r}; expected one of {', '.join(LAYOUTS)}")
+        if self.folder.grid not in GRIDS:
+            raise UsageError(f"folder.grid is {self.folder.grid!r}; expected one of {', '.join(GRIDS)}")
+        check_label(self.output.label)
         if self.output.uncertainty and self.model.samples < 2:
             raise UsageError("output.uncertainty needs several draws; expected model.samples of at least 2")
         if self.dicom.port and not self.dicom.spool:
@@ -258,6 +264,17 @@ def read_settings(path: Path) -> ConsoleSettings:
     settings = settings_from(document, where=str(path))
     settings.check()
     return settings
+
+
+def check_label(label: str) -> None:
+    """Refuse a label that DICOM or the original's description leaves no room for.
+
+    Raises:
+        UsageError: it is empty, too long, or not printable ASCII without a backslash.
+    """
+    plain = label.isascii() and label.isprintable() and "\\" not in label
+    if not (plain and label.strip() and len(label) <= MAX_LABEL):
+        raise UsageError(f"the label {label!r}; expected 1 to {MAX_LABEL} printable ASCII characters, no backslash")
 
 
 def settings_from(document: dict[str, Any], *, where: str) -> ConsoleSettings:

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from lfmri_runtime.bundle import Bundle
-from lfmri_runtime.console.settings import LABEL
+from lfmri_runtime.console.settings import LABEL, check_label
 from lfmri_runtime.dicom.classic import slice_dataset
 from lfmri_runtime.dicom.encoding import encoding_for
 from lfmri_runtime.dicom.identity import derived_uid, recipe
@@ -23,8 +23,6 @@ from lfmri_runtime.enhancer import Enhanced
 from lfmri_runtime.errors import UsageError
 from lfmri_runtime.files import atomic_write, check_writable
 
-#: A label shares SeriesDescription's 64 characters (LO, PS3.5 6.2) with " uncertainty" and the original's text.
-MAX_LABEL = 40
 _UNWRITABLE = "elements of the original cannot be written again"
 _IMPLEMENTATION = derived_uid("implementation", "lfmri")
 
@@ -71,17 +69,6 @@ def write_uncertainty(
 def derived_series_uid(series: Series, enhanced: Enhanced, *, bundle: Bundle, label: str = LABEL) -> str:
     """The SeriesInstanceUID that `write_derived` gives."""
     return _target(ENHANCED, series, enhanced, enhanced.mean, bundle, label).uid
-
-
-def check_label(label: str) -> None:
-    """Refuse a label that DICOM or the original's description leaves no room for.
-
-    Raises:
-        UsageError: it is empty, too long, or not printable ASCII without a backslash.
-    """
-    plain = label.isascii() and label.isprintable() and "\\" not in label
-    if not (plain and label.strip() and len(label) <= MAX_LABEL):
-        raise UsageError(f"the label {label!r}; expected 1 to {MAX_LABEL} printable ASCII characters, no backslash")
 
 
 def _target(

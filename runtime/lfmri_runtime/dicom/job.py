@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lfmri_runtime.bundle import Bundle
-from lfmri_runtime.console.settings import LABEL
-from lfmri_runtime.dicom.derived import check_label, derived_series_uid, write_derived, write_uncertainty
+from lfmri_runtime.console.settings import LABEL, check_label
+from lfmri_runtime.dicom.derived import derived_series_uid, write_derived, write_uncertainty
 from lfmri_runtime.dicom.selection import reason_to_pass_by
 from lfmri_runtime.dicom.series import Series, group_files, read_series
 from lfmri_runtime.enhancer import Enhanced, Enhancer, Progress

@@ -5,7 +5,6 @@ from pathlib import Path
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ConsoleSettings
 from lfmri_runtime.console.station import Station
-from lfmri_runtime.dicom.derived import check_label
 from lfmri_runtime.dicomnode.peers import Peers, check_title
 from lfmri_runtime.dicomnode.receiving import Receiver
 from lfmri_runtime.dicomnode.sending import Sender, folder_of
@@ -24,7 +23,7 @@ class DicomNode:
         journal: gets what happens.
 
     Raises:
-        UsageError: a title, a label or certificates that cannot be, or nowhere to send to.
+        UsageError: a title or certificates that cannot be, or nowhere to send to.
         TryAgainLater: the spool is another node's, or the port is taken.
     """
 
@@ -34,7 +33,6 @@ class DicomNode:
         dicom = settings.dicom
         for title in (dicom.title, *(peer.title for peer in (*dicom.peers, *dicom.destinations))):
             check_title(title)
-        check_label(settings.output.label)
         if not dicom.destinations:
             raise UsageError(
                 "dicom.destinations is empty; expected somebody to send enhanced series to (--destination)"

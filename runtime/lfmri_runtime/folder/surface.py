@@ -5,7 +5,6 @@ from pathlib import Path
 
 from lfmri_runtime.console.settings import ConsoleSettings, FolderSettings
 from lfmri_runtime.console.station import EnhanceOptions, Station
-from lfmri_runtime.enhancer import GRIDS
 from lfmri_runtime.errors import TryAgainLater, UsageError
 from lfmri_runtime.folder.bids import Bids
 from lfmri_runtime.folder.layouts import Layout, Plain
@@ -92,8 +91,6 @@ def check(folder: FolderSettings) -> None:
     """
     if not folder.input or not folder.output:
         raise UsageError("folder.input or folder.output is empty; expected both: where scans arrive and where they go")
-    if folder.grid not in GRIDS:
-        raise UsageError(f"folder.grid is {folder.grid!r}; expected one of {', '.join(GRIDS)}")
 
 
 def make_worker(settings: ConsoleSettings, station: Station, options: EnhanceOptions) -> Worker:
