@@ -212,3 +212,24 @@ def test_no_library_reports_to_its_maker(noisy: Bundle, tmp_path: Path, name: st
     )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"lfmri"}
+
+
+def test_a_signal_is_handled_after_models_of_openvino_have_come_and_gone(make_bundle: MakeBundle) -> None:
+    program = f"""
+import os, signal
+from pathlib import Path
+from lfmri_runtime.backends import open_backend
+from lfmri_runtime.bundle import open_bundle
+
+bundle = open_bundle(Path({str(make_bundle())!r}))
+steps = [open_backend(bundle, "openvino") for _ in range(2)]
+for step in steps:
+    step.warmup((1, 1, 16, 16))
+del step
+while steps:
+    steps.pop(0).close()
+signal.signal(signal.SIGTERM, lambda number, frame: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr[-2000:]

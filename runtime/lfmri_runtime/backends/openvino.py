@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.backends import Step
+from lfmri_runtime.backends.signal_stack import kept_signal_stack
 from lfmri_runtime.bundle import STEP, Bundle
 from lfmri_runtime.cache import cache_folder
 from lfmri_runtime.errors import BackendMissing, BundleRefused, missing_extra
@@ -53,8 +54,10 @@ class OpenVinoStep(Step):
 
     def __init__(self, bundle: Bundle, *, precision: str = "float32", threads: int = 0, cache: Path | None = None):
         openvino = import_openvino()
-        self._core = openvino.Core()
-        if precision == "bfloat16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with kept_signal_stack():
+            self._core = openvino.Core()
+            capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bfloat16" and "BF16" not in capabilities:
             raise BackendMissing("this CPU has no bfloat16 arithmetic (AMX or AVX512-BF16); take --precision float32")
         self._content = bundle.read(STEP)
         self._place = bundle.path / STEP
@@ -137,7 +140,8 @@ class OpenVinoStep(Step):
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._threads,
         }
-        compiled = self._core.compile_model(model, "CPU", settings)
+        with kept_signal_stack():
+            compiled = self._core.compile_model(model, "CPU", settings)
         found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if found != HINTS[self.precision]:
             raise BackendMissing(f"OpenVINO was asked for {HINTS[self.precision]} and runs in {found} on this CPU")
