@@ -10,6 +10,7 @@ from types import FrameType
 
 import click
 
+from lfmri.commands.benchmark import benchmark
 from lfmri.commands.demo import demo
 from lfmri.commands.enhance import enhance
 from lfmri.commands.evaluate import evaluate
@@ -39,7 +40,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (simulate, train, export, enhance, evaluate, report, demo, serve):
+for command in (simulate, train, export, enhance, evaluate, benchmark, report, demo, serve):
     cli.add_command(command)
 
 

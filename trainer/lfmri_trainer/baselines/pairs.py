@@ -1,0 +1,46 @@
+"""The pairs that baselines are fitted on: the training split, on the working grid of the bundle's contract."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lfmri_runtime.contract import Processing, render
+from lfmri_runtime.errors import InputRefused
+from lfmri_trainer.simulation.draws import PairParameters
+from lfmri_trainer.working import WorkingPair, working_pairs
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """Pairs of the split train.
+
+    Attributes:
+        pairs: on the working grid.
+        identity: of their draws and their processing.
+    """
+
+    pairs: Sequence[WorkingPair]
+    identity: str
+
+    @property
+    def subjects(self) -> list[str]:
+        """Names of the subjects, sorted."""
+        return sorted({pair.parameters.subject for pair in self.pairs})
+
+    @classmethod
+    def open(cls, folder: Path, rows: Sequence[PairParameters], processing: Processing) -> "TrainingPairs":
+        """Open the training pairs among the rows of pairs.csv.
+
+        Raises:
+            InputRefused: there is none, or a volume cannot be used.
+        """
+        chosen = [row for row in rows if row.split == "train"]
+        if not chosen:
+            raise InputRefused(
+                f"{folder}: no pair has the split train; expected some to fit a baseline on: give pairs that have, "
+                "or fitted baselines with --fitted"
+            )
+        described = json.dumps([asdict(row) for row in chosen]) + render(processing)
+        return cls(working_pairs(folder, chosen, processing), hashlib.sha256(described.encode()).hexdigest())
