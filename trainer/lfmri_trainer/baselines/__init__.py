@@ -1,8 +1,13 @@
 """The methods that the benchmark compares, behind one interface; METHODS names them, in the order of the tables."""
 
+from lfmri_trainer.baselines.dictionary import DeepDictionary
 from lfmri_trainer.baselines.flow import Flow
+from lfmri_trainer.baselines.forest import Forest
 from lfmri_trainer.baselines.interpolation import Interpolation
 from lfmri_trainer.baselines.method import Method
 from lfmri_trainer.baselines.regression import Regression
+from lfmri_trainer.baselines.siqt import Siqt
 
-METHODS: dict[str, type[Method]] = {method.key: method for method in (Interpolation, Regression, Flow)}
+METHODS: dict[str, type[Method]] = {
+    method.key: method for method in (Interpolation, Forest, Siqt, DeepDictionary, Regression, Flow)
+}

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lfmri_runtime.contract import Processing, render
 from lfmri_runtime.errors import InputRefused
 from lfmri_trainer.simulation.draws import PairParameters
-from lfmri_trainer.working import WorkingPair, working_pairs
+from lfmri_trainer.working import Float16Array, WorkingPair, working_pairs
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,14 @@ class TrainingPairs:
             )
         described = json.dumps([asdict(row) for row in chosen]) + render(processing)
         return cls(working_pairs(folder, chosen, processing), hashlib.sha256(described.encode()).hexdigest())
+
+
+def volumes(training: TrainingPairs) -> list[tuple[Float16Array, Float16Array]]:
+    """Condition and target of each pair on one grid, the thick axis first; views of the memory-mapped arrays."""
+    return [
+        (
+            np.moveaxis(pair.condition, pair.thick_axis, 0),
+            np.moveaxis(pair.target[tuple(slice(0, n) for n in pair.condition.shape)], pair.thick_axis, 0),
+        )
+        for pair in training.pairs
+    ]
