@@ -1,6 +1,6 @@
 """IQT-DDL, deep dictionary learning: the paper's learned competitor, identified by its parameter count as SRDD."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,12 +56,10 @@ class DeepDictionary(SliceNetworkMethod):
         truth = torch.cat([batch["x_1"], torch.zeros_like(planes[:, 1:])], dim=1)
         return (planes - truth).abs().mean()
 
-    def groups(self) -> Sequence[Iterator[nn.Parameter]]:
+    def groups(self) -> Sequence[Iterable[nn.Parameter]]:
         """The dictionary apart from the rest."""
         named = list(self.network.named_parameters())
-        return [
-            (value for name, value in named if name.startswith("dictionary.") == inside) for inside in (False, True)
-        ]
+        return [[p for name, p in named if name.startswith("dictionary.") == inside] for inside in (False, True)]
 
     def rates(self, share: float) -> Sequence[float]:
         """Constant, halved late; the dictionary's is zero in the end."""

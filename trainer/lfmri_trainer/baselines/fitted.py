@@ -6,6 +6,7 @@ is pickled, and nothing is unpickled.
 
 import json
 import zipfile
+import zlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lfmri_runtime.decoding import Mismatch, decode
+from lfmri_runtime.decoding import decode
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.files import atomic_write, sha256_file
 from lfmri_trainer.baselines.method import Context, Method, Progress
@@ -113,7 +114,7 @@ class Fitted(Method):
                 raise ValueError(f"it holds {about.method!r}")
             method = cls(decode(cls.Settings, about.settings, "settings"))
             method.restore(arrays)
-        except (OSError, EOFError, KeyError, ValueError, RuntimeError, Mismatch, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputRefused(
                 f"{path}: {reason}; expected a fitted {cls.key}: fit it again, in another folder"
@@ -178,12 +179,15 @@ def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], Any]:
     """Read what `save_arrays` wrote: the arrays, and the JSON value.
 
     Raises:
-        OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile: as NumPy does; ValueError also for too much.
+        ValueError: not such a file, or one that would take too much memory.
     """
-    with zipfile.ZipFile(path) as packed:
-        unpacked = sum(entry.file_size for entry in packed.infolist())
-    if unpacked > MAX_BYTES:
-        raise ValueError(f"{unpacked} bytes unpacked, more than {MAX_BYTES}")
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    return arrays, json.loads(str(arrays.pop(ABOUT)))
+    try:
+        with zipfile.ZipFile(path) as packed:
+            unpacked = sum(entry.file_size for entry in packed.infolist())
+        if unpacked > MAX_BYTES:
+            raise ValueError(f"{unpacked} bytes unpacked, more than {MAX_BYTES}")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        return arrays, json.loads(str(arrays.pop(ABOUT)))
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error) or "it ends too early") from None

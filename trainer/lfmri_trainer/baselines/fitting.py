@@ -7,7 +7,7 @@ stopped ends. The checkpoint holds plain arrays: weights, their average, and Ada
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class Fit:
     """
 
     def __init__(
-        self, network: nn.Module, settings: NetworkSettings, *, groups: Sequence[Iterator[nn.Parameter]], identity: str
+        self, network: nn.Module, settings: NetworkSettings, *, groups: Sequence[Iterable[nn.Parameter]], identity: str
     ) -> None:
         self.network = network
         self.settings = settings
@@ -201,7 +201,7 @@ class Fit:
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.step, self.seconds = int(arrays["step"]), float(arrays["seconds"])
-        except (OSError, EOFError, KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputRefused(f"{checkpoint}: {reason}; expected a checkpoint of this fit: remove it") from None
 

@@ -88,7 +88,9 @@ class Forest(Fitted, VolumeMethod):
         self.trees = []
         for number, fitted in enumerate(forest.estimators_):
             tree = {name: getattr(fitted.tree_, name) for name in NODES}
-            self.trees.append(tree | _leaves(leaf_of(tree, x), x, z, ridge=s.ridge))
+            tree |= _leaves(leaf_of(tree, x), x, z, ridge=s.ridge)
+            # In one layout before and after they were kept: the order of a product's sums depends on it.
+            self.trees.append({name: np.ascontiguousarray(array) for name, array in tree.items()})
             progress(number + 1, s.trees)
         self._count()
 

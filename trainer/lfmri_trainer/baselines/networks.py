@@ -1,7 +1,7 @@
 """What fitted networks have in common: weights as plain arrays, batches of crops, inference."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class NetworkMethod(Fitted):
     def loss(self, batch: Batch, moment: Moment) -> Tensor:
         """What is made small."""
 
-    def groups(self) -> Sequence[Iterator[nn.Parameter]]:
+    def groups(self) -> Sequence[Iterable[nn.Parameter]]:
         """Parameters by learning rate; one group unless a method says otherwise."""
         return [self.network.parameters()]
 
