@@ -16,6 +16,7 @@ from lfmri.commands.evaluate import evaluate
 from lfmri.commands.export import export
 from lfmri.commands.report import report
 from lfmri.commands.simulate import simulate
+from lfmri.commands.synthesise import synthesise
 from lfmri.commands.train import train
 from lfmri_runtime.errors import LfmriError, TryAgainLater
 
@@ -38,7 +39,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (simulate, train, export, enhance, evaluate, report, demo):
+for command in (synthesise, simulate, train, export, enhance, evaluate, report, demo):
     cli.add_command(command)
 
 
