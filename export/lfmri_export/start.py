@@ -19,7 +19,7 @@ from lfmri_runtime.contract import Contract, decode, render
 from lfmri_runtime.errors import BundleRefused, UsageError
 from lfmri_runtime.files import atomic_write, write_json, write_text
 from lfmri_trainer.network.presets import PRESETS, build_network
-from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
+from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.train import PROCESSING, SUMMARY
 from lfmri_trainer.weights import WEIGHTS
 
