@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lfmri.cli import cli
+
 from .onion import onion
 
 ROOT = Path(__file__).parents[1]

@@ -15,6 +15,7 @@ from lfmri_export.start import start_from_bundle
 from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.errors import BundleRefused, UsageError
 from lfmri_runtime.volume import read_scan
+
 from .bundles import MakeBundle
 
 TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"

@@ -21,6 +21,7 @@ from lfmri_trainer.synthesis.volumes import (
     tissue_maps,
 )
 from lfmri_trainer.tissue import load_anatomy
+
 from .onion import SHELLS, VENTRICLE, distance, onion
 
 
