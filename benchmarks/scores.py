@@ -85,10 +85,7 @@ def gains(figures: dict[str, Evaluation]) -> list[str]:
 def title_of(pair: WorkingPair) -> str:
     """Subject, draw and plane of a pair."""
     p = pair.parameters
-    drawn = PRESETS[p.preset]
-    kind = (
-        "out of distribution" if not drawn.in_distribution else "ranges" if drawn.ultra_low_field else "in distribution"
-    )
+    kind = "in distribution" if PRESETS[p.preset].in_distribution else "out of distribution"
     return (
         f"{p.subject}, {p.preset} ({kind}): {PLANES[plane_normals(pair.thick_axis)[-1]]} slices, thick axis "
         f"{p.thick_axis}, SNR {p.snr_wm:.1f} in white and {p.snr_gm:.1f} in grey matter, Mahalanobis distance "
@@ -112,8 +109,8 @@ def main() -> None:
         f"# Scores of {bundle.contract.name} {bundle.contract.version}",
         "",
         f"Trained on {', '.join(bundle.contract.training['training_subjects'])}; the subjects below were not seen. The",
-        "reference is on the model's standard scale, data range 1. Interpolation is the network's own input: the scan on",
-        "the working grid by cubic splines, divided by the one number that brings its foreground to the mean of a brain",
+        "reference is on the model's standard scale, data range 1. Interpolation is the network's own input: the scan",
+        "on the working grid by cubic splines, divided by the one number that brings its foreground to a brain's mean",
         "on the standard scale; nothing is fitted to the reference.",
         f"{options.slices} slices of one plane that contains the thick axis; `lfmri enhance` also averages the other.",
         RULE,
