@@ -20,6 +20,7 @@ from lfmri_runtime.lpips import Lpips
 from lfmri_runtime.sampler import euler, uniform_time_grid
 from lfmri_runtime.slices import batches, noise_volume, pad, plane_normals, slices_of
 from lfmri_trainer.simulation.pairs import read_pairs, read_volume, subject_path
+from lfmri_trainer.simulation.presets import PRESETS
 from lfmri_trainer.working import WorkingPair, working_pairs
 
 Float32Array = NDArray[np.float32]
@@ -67,6 +68,31 @@ def table(title: str, figures: dict[str, Evaluation]) -> list[str]:
     return [*lines, ""]
 
 
+def gains(figures: dict[str, Evaluation]) -> list[str]:
+    """What every number of steps gains over interpolation inside the mask, as Markdown lines."""
+    means = {
+        name: [evaluation.summary[key].mean for key in ("mask_psnr_db", "mask_ssim", "mask_lpips")]
+        for name, evaluation in figures.items()
+    }
+    psnr, ssim, lpips = means.pop("interpolation")
+    lines = [
+        f"- {name}: {p - psnr:+.2f} dB, SSIM {s - ssim:+.3f}, LPIPS times {x / lpips:.2f}"
+        for name, (p, s, x) in means.items()
+    ]
+    return ["Over interpolation, inside the mask:", "", *lines, ""]
+
+
+def title_of(pair: WorkingPair) -> str:
+    """Subject, draw and plane of a pair."""
+    p = pair.parameters
+    kind = "in distribution" if PRESETS[p.preset].in_distribution else "out of distribution"
+    return (
+        f"{p.subject}, {p.preset} ({kind}): {PLANES[plane_normals(pair.thick_axis)[-1]]} slices, thick axis "
+        f"{p.thick_axis}, SNR {p.snr_wm:.1f} in white and {p.snr_gm:.1f} in grey matter, Mahalanobis distance "
+        f"{p.distance:.2f}"
+    )
+
+
 def main() -> None:
     """Score every test pair and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,7 +109,9 @@ def main() -> None:
         f"# Scores of {bundle.contract.name} {bundle.contract.version}",
         "",
         f"Trained on {', '.join(bundle.contract.training['training_subjects'])}; the subjects below were not seen. The",
-        "reference is on the model's standard scale, data range 1; interpolation is the network's own input.",
+        "reference is on the model's standard scale, data range 1. Interpolation is the network's own input: the scan",
+        "on the working grid by cubic splines, divided by the one number that brings its foreground to a brain's mean",
+        "on the standard scale; nothing is fitted to the reference.",
         f"{options.slices} slices of one plane that contains the thick axis; `lfmri enhance` also averages the other.",
         RULE,
         "",
@@ -93,14 +121,9 @@ def main() -> None:
     for pair in working_pairs(options.pairs, rows, bundle.contract.processing):
         mask, _ = read_volume(subject_path(options.pairs, pair.parameters.subject, "mask"))
         figures = score_pair(pair, mask > 0, steps=options.steps, count=options.slices, step=step)
-        p = pair.parameters
-        plane = PLANES[plane_normals(pair.thick_axis)[-1]]
-        title = (
-            f"{p.subject}, {p.preset}: {plane} slices, thick axis {p.thick_axis}, SNR {p.snr_wm:.1f} in white and "
-            f"{p.snr_gm:.1f} in grey matter, Mahalanobis distance {p.distance:.2f}"
-        )
-        lines += table(title, figures)
-        sys.stdout.write("\n".join(table(title, figures)) + "\n")
+        text = [*table(title_of(pair), figures), *gains(figures)]
+        sys.stdout.write("\n".join(text) + "\n")
+        lines += text
     write_text(options.out, "\n".join(lines))
 
 

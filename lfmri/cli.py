@@ -18,6 +18,7 @@ from lfmri.commands.export import export
 from lfmri.commands.report import report
 from lfmri.commands.serve import serve
 from lfmri.commands.simulate import simulate
+from lfmri.commands.synthesise import synthesise
 from lfmri.commands.train import train
 from lfmri_runtime.errors import LfmriError, TryAgainLater
 
@@ -40,7 +41,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (simulate, train, export, enhance, evaluate, benchmark, report, demo, serve):
+for command in (synthesise, simulate, train, export, enhance, evaluate, benchmark, report, demo, serve):
     cli.add_command(command)
 
 
