@@ -24,7 +24,7 @@ from lfmri_trainer.baselines.fitted import Fitted, change, save_arrays
 from lfmri_trainer.baselines.fitting import Moment, NetworkSettings
 from lfmri_trainer.baselines.flow import Flow
 from lfmri_trainer.baselines.forest import FEATURES, Forest, ForestSettings, leaf_of
-from lfmri_trainer.baselines.interpolation import Interpolation
+from lfmri_trainer.baselines.interpolation import Interpolation, MatchedInterpolation
 from lfmri_trainer.baselines.method import Request
 from lfmri_trainer.baselines.networks import NetworkMethod
 from lfmri_trainer.baselines.pairs import TrainingPairs
@@ -43,7 +43,7 @@ SMALL = {"batch": 2, "crop": 32, "precision": "32-true", "seed": 4}
 FITS: dict[type[Fitted], Any] = {
     Regression: RegressionSettings(steps=20, learning_rate=1e-3, preset="iqt-cfm-edge", **SMALL),
     DeepDictionary: DictionarySettings(steps=20, learning_rate=1e-3, **SMALL),
-    Siqt: SiqtSettings(steps=12, learning_rate=1e-2, **SMALL),
+    Siqt: SiqtSettings(steps=20, learning_rate=5e-3, **SMALL),
     Forest: ForestSettings(patches=20_000, trees=2, leaf=400, seed=4),
 }
 
@@ -160,6 +160,7 @@ def test_every_method_answers_in_one_shape(
     bundle = open_bundle(make_bundle())
     others: dict[Any, Any] = {
         Interpolation: lambda: Interpolation(),
+        MatchedInterpolation: lambda: MatchedInterpolation(contract().processing.high_field),
         Flow: lambda: Flow(bundle, open_backend(bundle, threads=1), 1),
     }
     method = others.get(kind, lambda: fitted(kind))()

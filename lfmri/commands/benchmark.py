@@ -9,14 +9,14 @@ from lfmri.extras import require
 from lfmri.progress import progress_bar
 from lfmri_runtime.errors import UsageError
 
-METHODS = "interpolation,regression,flow"
-
 
 @click.command()
 @click.option("--pairs", type=click.Path(path_type=Path), help="Folder of pairs that `lfmri simulate` made.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the tables, figures and page.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="The proposed model.  [default: the built-in one]")
-@click.option("--methods", default=METHODS, show_default=True, help="What to compare; interpolation always is.")
+@click.option(
+    "--methods", help="What to compare, with commas between.  [default: all; with --quick, what needs no fit]"
+)
 @click.option("--steps", default="1,2,5,10,20", show_default=True, help="Numbers of Euler steps of the bundle.")
 @click.option("--ind", default="siqt-k4", show_default=True, help="Preset of the in-distribution test pairs.")
 @click.option("--ood", default="siqt-k4-ood", show_default=True, help="Preset of the out-of-distribution ones.")
@@ -33,7 +33,7 @@ def benchmark(
     pairs: Path | None,
     out: Path,
     bundle: Path | None,
-    methods: str,
+    methods: str | None,
     steps: str,
     ind: str,
     ood: str,
@@ -60,7 +60,7 @@ def benchmark(
         raise UsageError("expected either --pairs DIR, the folder that `lfmri simulate` made, or --quick")
     sets = (("InD", ind, ind_slices), ("OOD", ood, ood_slices))
     settings = run.BenchmarkSettings(
-        methods=tuple(methods.split(",")),
+        methods=run.every_method(fitted=not quick) if methods is None else tuple(methods.split(",")),
         steps=_numbers(steps),
         sets=sets if pairs is not None else (("InD", sample.SAMPLE.preset, sample.SLICES),),
         fitted=fitted,

@@ -3,11 +3,12 @@
 from lfmri_trainer.baselines.dictionary import DeepDictionary
 from lfmri_trainer.baselines.flow import Flow
 from lfmri_trainer.baselines.forest import Forest
-from lfmri_trainer.baselines.interpolation import Interpolation
+from lfmri_trainer.baselines.interpolation import Interpolation, MatchedInterpolation
 from lfmri_trainer.baselines.method import Method
 from lfmri_trainer.baselines.regression import Regression
 from lfmri_trainer.baselines.siqt import Siqt
 
 METHODS: dict[str, type[Method]] = {
-    method.key: method for method in (Interpolation, Forest, Siqt, DeepDictionary, Regression, Flow)
+    method.key: method
+    for method in (Interpolation, MatchedInterpolation, Forest, Siqt, DeepDictionary, Regression, Flow)
 }

@@ -20,7 +20,7 @@ from lfmri_runtime.decoding import decode
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.files import atomic_write, sha256_file
 from lfmri_trainer.baselines.method import Context, Method, Progress
-from lfmri_trainer.baselines.pairs import TrainingPairs
+from lfmri_trainer.baselines.pairs import TrainingPairs, scale_of
 
 Arrays = Mapping[str, NDArray[Any]]
 #: Name of the JSON text among the arrays.
@@ -37,6 +37,7 @@ class About:
         method: its key.
         settings: its settings, by name.
         data: identity of the training pairs.
+        scale: identity of their processing.
         subjects: names of the training subjects.
         budget: what was spent, in words.
     """
@@ -44,6 +45,7 @@ class About:
     method: str
     settings: dict[str, Any]
     data: str
+    scale: str
     subjects: tuple[str, ...]
     budget: str
 
@@ -53,10 +55,13 @@ class Fitted(Method):
 
     Args:
         settings: of the fit.
+
+    Attributes:
         about: None before it is fitted.
     """
 
     Settings: ClassVar[type[Any]]
+    fitted = True
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -88,6 +93,7 @@ class Fitted(Method):
             method=self.key,
             settings=described,
             data=training.identity,
+            scale=training.scale,
             subjects=tuple(training.subjects),
             budget=budget,
         )
@@ -141,6 +147,11 @@ class Fitted(Method):
                 method.fit(training, checkpoint=path.with_suffix(".checkpoint.npz"), progress=progress)
             method.save(path)
         loaded = cls.load(path)
+        if loaded.about is None or loaded.about.scale != scale_of(context.processing):
+            raise InputRefused(
+                f"{path} was fitted on another scale or voxel size than the bundle's; expected the same: fit it again, "
+                "in another folder"
+            )
         if changes and change(loaded.settings, changes, cls.key) != loaded.settings:
             raise UsageError(
                 f"{path} was fitted with other settings than --fit {cls.key} asks for; leave that option out to use "

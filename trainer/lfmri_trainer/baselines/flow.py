@@ -25,7 +25,7 @@ class Flow(Method):
     """
 
     key = "flow"
-    note = "One plane alone; `lfmri enhance` also averages the other plane that contains the thick axis."
+    note = "slices of one plane alone; `lfmri enhance` also averages the other plane that contains the thick axis."
     proposed = True
 
     def __init__(self, bundle: Bundle, step: Step, steps: int) -> None:

@@ -87,6 +87,7 @@ class Method(ABC):
         parameters: number of learned numbers.
         budget: what it was fitted with, in words.
         identity: changes whenever its results may.
+        fitted: whether it needs training pairs, or a file of a fit.
         proposed: whether it is the model that the others are compared with.
     """
 
@@ -96,6 +97,7 @@ class Method(ABC):
     parameters: int
     budget: str
     identity: str
+    fitted: ClassVar[bool] = False
     proposed: ClassVar[bool] = False
 
     @classmethod

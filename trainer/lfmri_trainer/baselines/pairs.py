@@ -21,10 +21,12 @@ class TrainingPairs:
     Attributes:
         pairs: on the working grid.
         identity: of their draws and their processing.
+        scale: identity of their processing alone.
     """
 
     pairs: Sequence[WorkingPair]
     identity: str
+    scale: str
 
     @property
     def subjects(self) -> list[str]:
@@ -45,7 +47,13 @@ class TrainingPairs:
                 "or fitted baselines with --fitted"
             )
         described = json.dumps([asdict(row) for row in chosen]) + render(processing)
-        return cls(working_pairs(folder, chosen, processing), hashlib.sha256(described.encode()).hexdigest())
+        identity = hashlib.sha256(described.encode()).hexdigest()
+        return cls(working_pairs(folder, chosen, processing), identity, scale_of(processing))
+
+
+def scale_of(processing: Processing) -> str:
+    """Identity of scales and working grid; what was fitted on others cannot be compared."""
+    return hashlib.sha256(render(processing).encode()).hexdigest()
 
 
 def volumes(training: TrainingPairs) -> list[tuple[Float16Array, Float16Array]]:

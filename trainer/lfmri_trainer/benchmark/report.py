@@ -112,8 +112,8 @@ def _rules(bundle: Bundle, command: str) -> tuple[str, ...]:
 
 def _notes(methods: Sequence[Method]) -> Section:
     """What a reader must know of the methods, each said once."""
-    notes = dict.fromkeys((method.note, method.title.partition(",")[0]) for method in methods if method.note)
-    return Section(heading="Methods", paragraphs=tuple(f"{title}: {note}" for note, title in notes))
+    notes = {method.note: method.title for method in reversed(methods) if method.note}
+    return Section(heading="Methods", paragraphs=tuple(f"{title}: {note}" for note, title in reversed(notes.items())))
 
 
 def _data(found: Sequence[tuple[str, str]]) -> Section:

@@ -69,6 +69,11 @@ class SetResults:
     results: Mapping[str, tuple[Result, ...]]
 
 
+def every_method(*, fitted: bool) -> tuple[str, ...]:
+    """Keys of METHODS; those that need a fit only where `fitted` is set."""
+    return tuple(key for key, kind in METHODS.items() if fitted or not kind.fitted)
+
+
 def score_methods(
     pairs: Path,
     out: Path,
