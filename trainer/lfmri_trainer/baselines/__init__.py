@@ -8,7 +8,13 @@ from lfmri_trainer.baselines.method import Method
 from lfmri_trainer.baselines.regression import Regression
 from lfmri_trainer.baselines.siqt import Siqt
 
-METHODS: dict[str, type[Method]] = {
-    method.key: method
-    for method in (Interpolation, MatchedInterpolation, Forest, Siqt, DeepDictionary, Regression, Flow)
-}
+_ALL: tuple[type[Method], ...] = (
+    Interpolation,
+    MatchedInterpolation,
+    Forest,
+    Siqt,
+    DeepDictionary,
+    Regression,
+    Flow,
+)
+METHODS = {method.key: method for method in _ALL}
