@@ -26,6 +26,9 @@ from lfmri_trainer.working import WorkingPair, working_pairs
 
 Float32Array = NDArray[np.float32]
 
+#: The network's input scaled as the runtime scales it, and by its own tissue means.
+INTERPOLATIONS = ("interpolation", "matched interpolation")
+
 
 def stacks(
     pair: WorkingPair, mask: NDArray[np.bool_], count: int
@@ -60,7 +63,7 @@ def score_pair(
     matched = standard.apply(y, inside)
     figures = {
         name: evaluate(volume, x_1, axis=0, mask=inside, lpips=lpips)
-        for name, volume in (("interpolation", y), ("interpolation, matched", matched))
+        for name, volume in zip(INTERPOLATIONS, (y, matched), strict=True)
     }
     for number in steps:
         parts = [euler(step, x_0[p], padded[p], uniform_time_grid(number)) for p in batches(len(y), BATCH)]
@@ -85,14 +88,15 @@ def gains(figures: dict[str, Evaluation]) -> list[str]:
         name: [evaluation.summary[key].mean for key in ("mask_psnr_db", "mask_ssim", "mask_lpips")]
         for name, evaluation in figures.items()
     }
-    lines = ["Over interpolation and over the matched one, inside the mask:", ""]
-    for name, (psnr, ssim, lpips) in list(means.items())[2:]:
-        gained = [
+    plain, matched = (means.pop(name) for name in INTERPOLATIONS)
+    lines = []
+    for name, (psnr, ssim, lpips) in means.items():
+        gained = "; ".join(
             f"{psnr - base[0]:+.2f} dB, SSIM {ssim - base[1]:+.3f}, LPIPS times {lpips / base[2]:.2f}"
-            for base in list(means.values())[:2]
-        ]
-        lines.append(f"- {name}: {gained[0]}; {gained[1]}")
-    return [*lines, ""]
+            for base in (plain, matched)
+        )
+        lines.append(f"- {name}: {gained}")
+    return [f"Over {' and over '.join(INTERPOLATIONS)}, inside the mask:", "", *lines, ""]
 
 
 def title_of(pair: WorkingPair) -> str:
