@@ -301,7 +301,7 @@ class StoppedError(Exception):
 def test_a_stopped_fit_ends_where_one_in_one_go_ends(
     kind: type[Fitted], training: TrainingPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
     settings, checkpoint = replace(FITS[kind], steps=5), tmp_path / "checkpoint.npz"
     whole = kind(settings).fit(training, checkpoint=tmp_path / "other.npz").arrays()
 

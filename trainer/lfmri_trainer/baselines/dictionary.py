@@ -23,10 +23,11 @@ HALVED = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class DictionarySettings(NetworkSettings):
-    """As Maeda 2022: patches of 48 pixels of the reduced slice, 32 a step, no weight decay."""
+    """As Maeda 2022: patches of 48 pixels of the reduced slice, 32 a step, Adam 2e-4 without weight decay."""
 
     batch: int = 32
     crop: int = 48 * SCALE
+    learning_rate: float = 2e-4
     weight_decay: float = 0.0
 
 

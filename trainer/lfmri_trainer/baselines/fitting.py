@@ -20,20 +20,21 @@ from torch.optim import Adam
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_trainer.baselines.fitted import Arrays, load_arrays, save_arrays
 from lfmri_trainer.baselines.method import Progress
+from lfmri_trainer.settings import PRECISIONS, TrainingSettings
 
-#: Decay of the averaged weights, the largest norm of the gradient, and the rate at the end of the cosine: as the flow.
-AVERAGING = 0.999
-GRADIENT_CLIP = 1.0
-MINIMUM_RATE = 1e-6
-#: Steps between checkpoints.
-CHECKPOINT_STEPS = 250
+#: Decay of the averaged weights, the largest norm of the gradient, and the rate at the end of the cosine: the flow's.
+AVERAGING = float(TrainingSettings.ema_decay)
+GRADIENT_CLIP = float(TrainingSettings.gradient_clip)
+MINIMUM_RATE = float(TrainingSettings.minimum_rate)
+#: Seconds of fitting between checkpoints; what a stop loses at most.
+CHECKPOINT_SECONDS = 120.0
 
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
-    """What every network's fit has.
+    """What every network's fit has; the defaults are the flow's.
 
     Attributes:
         steps: of the optimiser; the budget, unless minutes are given.
@@ -46,13 +47,13 @@ class NetworkSettings:
         seed: of weights and samples.
     """
 
-    steps: int = 20_000
+    steps: int = TrainingSettings.max_steps
     minutes: float = 0.0
-    batch: int = 4
-    crop: int = 128
-    learning_rate: float = 2e-4
-    weight_decay: float = 1e-5
-    precision: str = "bf16-mixed"
+    batch: int = TrainingSettings.batch
+    crop: int = TrainingSettings.crop
+    learning_rate: float = TrainingSettings.learning_rate
+    weight_decay: float = TrainingSettings.weight_decay
+    precision: str = TrainingSettings.precision
     seed: int = 0
 
     def check(self, *, multiple: int) -> None:
@@ -64,8 +65,8 @@ class NetworkSettings:
             )
         if self.crop < 1 or self.crop % multiple:
             raise UsageError(f"crop is {self.crop}; expected a multiple of {multiple}")
-        if self.precision not in ("bf16-mixed", "32-true"):
-            raise UsageError(f"precision is {self.precision!r}; expected bf16-mixed or 32-true")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision is {self.precision!r}; expected {' or '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ class Fit:
             batch: of a step, by its number.
             loss: a scalar.
             rates: learning rate of each group, by the share of the budget that is used.
-            checkpoint: written every CHECKPOINT_STEPS steps; gone on with where it is there.
+            checkpoint: written every CHECKPOINT_SECONDS; gone on with where it is there.
             progress: called with (done, total), steps or seconds.
 
         Returns:
@@ -132,14 +133,16 @@ class Fit:
         if checkpoint.is_file():
             self._resume(checkpoint)
         self.network.train()
+        saved = self.seconds
         while (share := self._share()) < 1:
             started = time.monotonic()
             self._advance(batch(self.step), loss, Moment(step=self.step, share=share), rates(share))
             self.seconds += time.monotonic() - started
             self.step += 1
             progress(*self._progress())
-            if self.step % CHECKPOINT_STEPS == 0:
+            if self.seconds - saved >= CHECKPOINT_SECONDS:
                 self._save(checkpoint)
+                saved = self.seconds
         self.network.load_state_dict(self.average)
         self.network.eval()
         s = self.settings

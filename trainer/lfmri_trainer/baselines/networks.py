@@ -17,9 +17,10 @@ from lfmri_trainer.baselines.method import Float32Array, Progress, SliceMethod
 from lfmri_trainer.baselines.pairs import TrainingPairs
 from lfmri_trainer.dataset import CropDataset
 from lfmri_trainer.network.unet import parameter_count
+from lfmri_trainer.settings import TrainingSettings
 
-#: Random relative change of the condition's scale, as the flow's own training has.
-SCALE_JITTER = 0.1
+#: Random relative change of the condition's scale: the flow's.
+SCALE_JITTER = float(TrainingSettings.scale_jitter)
 
 
 class NetworkMethod(Fitted):

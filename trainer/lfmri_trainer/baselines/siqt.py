@@ -17,8 +17,8 @@ from lfmri_trainer.baselines.networks import SCALE_JITTER, NetworkMethod, number
 from lfmri_trainer.baselines.pairs import TrainingPairs, volumes
 from lfmri_trainer.dataset import SIGNAL
 
-#: Voxels between patches: half of one, so that every voxel is seen eight times.
-STRIDE = PATCH // 2
+#: Voxels between patches: they overlap by a quarter, at corners eight of them (assumed).
+STRIDE = 3 * PATCH // 4
 #: Patches that pass through the network at once.
 PATCHES = 16
 #: A patch is trained on when this share of it holds signal (assumed); so many draws are made to find one.

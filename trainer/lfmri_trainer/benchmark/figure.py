@@ -42,7 +42,7 @@ def draw_figure(results: SetResults, methods: Sequence[Method]) -> bytes:
 
 
 def _tile(picture: Float32Array, white: float, colours: NDArray[np.uint8], height: int) -> Image.Image:
-    """A slice, superior up and the patient's right on the left, as in radiology."""
+    """A slice against both its axes: with the thick axis S, superior up and right on the left, as in radiology."""
     levels = np.rint(np.clip(picture[::-1, ::-1] / white, 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(colours[levels]).resize((WIDTH, height), Image.Resampling.BICUBIC)
 

@@ -28,6 +28,8 @@ from lfmri_trainer.benchmark.tables import (
 
 REPORT = "benchmark.md"
 PAGE = "benchmark.html"
+#: Names of subjects that a sentence holds.
+MOST_NAMES = 10
 
 
 def write_report(
@@ -84,6 +86,7 @@ def describe(results: SetResults) -> str:
     asked = results.test_set.slices
     fewer = f" of {asked} asked for (the pairs hold no more)" if count < asked else ""
     subjects = sorted({pair.subject for pair in pairs})
+    named = f" ({', '.join(subjects)})" if len(subjects) <= MOST_NAMES else ""
     axes = ", ".join(axis for axis in AXES if axis in {pair.thick_axis for pair in pairs})
     spans = [
         f"{name} {min(values):.1f} to {max(values):.1f}"
@@ -94,8 +97,8 @@ def describe(results: SetResults) -> str:
         )
     ]
     return (
-        f"{count} slice pairs{fewer} from {len(pairs)} scans of {len(subjects)} unseen "
-        f"subject{'s' if len(subjects) > 1 else ''} ({', '.join(subjects)}), preset {results.test_set.preset} (its "
+        f"{count} slice pairs{fewer} from {len(pairs)} scan{'s' if len(pairs) > 1 else ''} of {len(subjects)} unseen "
+        f"subject{'s' if len(subjects) > 1 else ''}{named}, preset {results.test_set.preset} (its "
         f"distribution is assumed), thick axis {axes}; {', '.join(spans)}."
     )
 
