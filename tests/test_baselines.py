@@ -267,10 +267,10 @@ def test_walking_a_tree_is_what_scikit_learn_does() -> None:
     from sklearn.tree import DecisionTreeRegressor
 
     rng = np.random.default_rng(3)
-    x, z = rng.random((2000, 10), np.float32), rng.random((2000, 2))
+    x, z = 2 * rng.integers(10, size=(2000, 10)).astype(np.float32), rng.random((2000, 2))
     model = DecisionTreeRegressor(min_samples_leaf=5, random_state=0).fit(x, z)
     tree = {n: getattr(model.tree_, n) for n in ("children_left", "children_right", "feature", "threshold")}
-    other = rng.random((500, 10), np.float32)
+    other = rng.integers(20, size=(500, 10)).astype(np.float32)  # the odd ones lie on thresholds
     np.testing.assert_array_equal(leaf_of(tree, other), model.apply(other))
     stump = DecisionTreeRegressor(max_leaf_nodes=None, min_samples_leaf=2000).fit(x, z).tree_
     assert not leaf_of({n: getattr(stump, n) for n in tree}, other).any()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lfmri_trainer.benchmark.intervals import choose_level, mean_intervals
+from lfmri_trainer.benchmark.intervals import _expanded, choose_level, mean_intervals
 
 from .training_fixtures import parameters
 
@@ -57,6 +57,7 @@ def test_clusters_of_unequal_size_agree_with_a_plain_bootstrap() -> None:
         confidence_level=level,
         rng=np.random.default_rng(3),
     ).confidence_interval
+    assert _expanded(9) == pytest.approx(level)
     (found,) = mean_intervals(values, labels.tolist())
     width = reference.high - reference.low
     assert (found.low, found.high) == pytest.approx(tuple(reference), abs=0.06 * width)
