@@ -5,6 +5,7 @@ import html.parser
 import io
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.evaluation import COLUMNS
 from lfmri_runtime.evaluation.scores import MIN_COVERAGE
+from lfmri_runtime.page.article import Section, Table, write_article
 from lfmri_runtime.page.pictures import colour_table
 from lfmri_trainer.benchmark import results
 from lfmri_trainer.benchmark.cases import choose_sets, open_cases
@@ -58,7 +60,9 @@ def arguments(pairs: Path, bundle: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def made(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmark") / "out"
-    assert run([*arguments, "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lfmri", *arguments, "--out", str(out)])
+        assert run(sys.argv[1:]) == 0
     return out
 
 
@@ -144,6 +148,7 @@ def section(made: Path, heading: str) -> str:
 
 def test_the_tables_say_what_they_hold(made: Path, bundle: Path) -> None:
     made_how = section(made, "How it was made")
+    assert "Command: lfmri benchmark --pairs pairs --bundle bundle --steps 1,5 --threads 1 --ind tiny" in made_how
     assert f"Commit: {commit()}." in made_how
     assert "by-hand was trained on nobody." in made_how
     scores = section(made, "InD: scores")
@@ -189,6 +194,17 @@ def test_the_page_is_self_contained_and_holds_what_the_markdown_holds(made: Path
     assert parser.rows == len(re.findall(r"^\| (?!---)", text, re.M))
     for name in ("ind.png", "ood.png"):
         assert f"]({name})" in text
+
+
+def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+    hostile = '<script>alert("1")</script>&'
+    table = Table(head=(hostile,), rows=(((hostile, False), (hostile, True)),))
+    section = Section(heading=hostile, paragraphs=(hostile,), table=table, picture=b"png")
+    write_article(tmp_path / "page.html", title=hostile, sections=[section])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    Loads().feed(page)
+    assert page.count("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;") == 10
 
 
 def test_the_figure_shows_images_and_their_errors(made: Path, pairs: Path, bundle: Path) -> None:

@@ -59,7 +59,9 @@ def write_report(
             Section(heading=f"{name}: scores", paragraphs=(describe(results),), table=score_table(results, methods)),
             Section(
                 heading=f"{name}: paired differences",
-                paragraphs=(f"Mean difference and its {CONFIDENCE:.0%} interval. {level.covers}",),
+                paragraphs=(
+                    f"Mean difference and its {CONFIDENCE:.0%} interval, strong where it excludes zero. {level.covers}",
+                ),
                 table=difference_table(compared),
             ),
             Section(heading=f"{name}: reconstructions and absolute errors", picture=picture),
@@ -99,7 +101,7 @@ def describe(results: SetResults) -> str:
     return (
         f"{count} slice pairs{fewer} from {len(pairs)} scan{'s' if len(pairs) > 1 else ''} of {len(subjects)} unseen "
         f"subject{'s' if len(subjects) > 1 else ''}{named}, preset {results.test_set.preset} (its "
-        f"distribution is assumed), thick axis {axes}; {', '.join(spans)}."
+        f"distribution is assumed), thick axis {axes}; {', '.join(spans)}. Strong: the best mean."
     )
 
 
