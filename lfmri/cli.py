@@ -11,6 +11,7 @@ from types import FrameType
 import click
 
 from lfmri.commands.bench import bench
+from lfmri.commands.benchmark import benchmark
 from lfmri.commands.demo import demo
 from lfmri.commands.doctor import doctor
 from lfmri.commands.enhance import enhance
@@ -20,6 +21,7 @@ from lfmri.commands.install_service import install_service
 from lfmri.commands.report import report
 from lfmri.commands.serve import serve
 from lfmri.commands.simulate import simulate
+from lfmri.commands.synthesise import synthesise
 from lfmri.commands.train import train
 from lfmri.commands.verify import verify
 from lfmri.commands.watch import watch
@@ -45,7 +47,7 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    *(simulate, train, export, enhance, evaluate, report, demo),
+    *(synthesise, simulate, train, export, enhance, evaluate, benchmark, report, demo),
     *(serve, watch, install_service),
     *(verify, bench, doctor),
 ):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lfmri_runtime.contract import SCHEMA, ArraySpec, Contract, Processing, render
-from lfmri_runtime.intensity import PERCENTILES, HighFieldStandard, LowFieldScale
+from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
 
 Float32Array = NDArray[np.float32]
 MakeBundle = Callable[..., Path]
@@ -93,7 +93,7 @@ def contract(**changes: Any) -> Contract:
             multiple=8,
             planes="containing the thick axis",
             low_field=LowFieldScale(target=0.6),
-            high_field=HighFieldStandard(percentiles=PERCENTILES, landmarks=tuple(p / 99 for p in PERCENTILES)),
+            high_field=HighFieldStandard(),
         ),
         "training": {"training_subjects": ["nobody"]},
         "intended_use": "Tests.",

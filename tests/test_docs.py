@@ -14,6 +14,8 @@ import pytest
 
 from lfmri.cli import cli
 
+from .onion import onion
+
 ROOT = Path(__file__).parents[1]
 TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
 #: The centre of the template: enough anatomy for every command, little enough for a test.
@@ -56,6 +58,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind, target in (("t1", "T1w_brain"), ("gm", "GM"), ("wm", "WM")):
             image = nib.Nifti1Image.from_filename(TEMPLATE / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
             image.slicer[BOX].to_filename(subject / f"{target}.nii.gz")
+    (folder / "labels").mkdir()
+    nib.Nifti1Image(onion(), np.eye(4)).to_filename(folder / "labels" / "three.nii.gz")
     image = nib.Nifti1Image.from_filename(TEMPLATE / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz").slicer[EDGE]
     data = np.asarray(image.dataobj, dtype=np.float32)
     thick = image.affine @ np.diag([1.0, 1, 4, 1])

@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import nilearn
@@ -7,17 +6,20 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from skimage.filters import threshold_otsu
+from sklearn.mixture import GaussianMixture
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.intensity import (
     HIGH_FIELD_LIMIT,
     HISTOGRAM_BINS,
     LOW_FIELD_LIMIT,
-    PERCENTILES,
+    STANDARD_GM,
+    STANDARD_WM,
     HighFieldStandard,
     LowFieldScale,
     otsu_threshold,
 )
+from lfmri_runtime.tissue import BOUNDS, SHARES, STARTING_WIDTH, tissue_means
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -135,102 +137,124 @@ def test_an_empty_mask_is_refused() -> None:
 # ---- high field
 
 
-def test_learning_averages_the_landmarks(brain: tuple[Array, Mask, dict[str, Mask]]) -> None:
-    volume, mask, _ = brain
-    second = other_contrast(volume)
-    each = [np.percentile(one[mask], PERCENTILES) for one in (volume, second)]
-    learned = HighFieldStandard.learn([(volume, mask), (second, mask)])
-    expected = np.mean([one / one[-1] for one in each], axis=0)
-    np.testing.assert_allclose(learned.landmarks, expected, rtol=1e-5)
-    assert learned.landmarks[-1] == 1
-    assert learned.percentiles == PERCENTILES
-    assert all(type(value) is float for value in learned.landmarks)
-    assert np.abs(each[0] / each[0][-1] - expected).max() > 0.05  # the two really differ
+@pytest.fixture(scope="module")
+def phantom() -> tuple[Array, Mask, tuple[float, float, float]]:
+    """Zero outside, and three tissues of known means inside, far enough apart that a mixture finds them exactly."""
+    rng = np.random.default_rng(3)
+    means, sizes = (200.0, 600.0, 1000.0), (8_000, 24_000, 16_000)
+    values = np.concatenate([rng.normal(mean, 40, size) for mean, size in zip(means, sizes, strict=True)])
+    volume = np.zeros(64_000, np.float32)
+    volume[: len(values)] = values
+    return volume.reshape(SHAPE), (volume > 0).reshape(SHAPE), means
 
 
-def test_landmarks_come_to_the_standards(brain: tuple[Array, Mask, dict[str, Mask]]) -> None:
+def sklearn_means(volume: Array, mask: Mask) -> npt.NDArray[np.float64]:
+    values = volume[mask & (volume > 0)].astype(np.float64)
+    low, high = np.percentile(values, BOUNDS)
+    values = values[(values >= low) & (values <= high)][:, None]
+    start = np.quantile(values, np.cumsum(SHARES) - np.array(SHARES) / 2)[:, None]
+    mixture = GaussianMixture(
+        3,
+        covariance_type="tied",
+        weights_init=SHARES,
+        means_init=start,
+        precisions_init=[[1 / (STARTING_WIDTH**2 * values.var())]],
+        init_params="random_from_data",
+        tol=1e-9,
+        max_iter=2000,
+    )
+    found: npt.NDArray[np.float64] = mixture.fit(values).means_[:, 0]
+    return found
+
+
+def test_the_tissue_means_are_found(phantom: tuple[Array, Mask, tuple[float, float, float]]) -> None:
+    volume, mask, (_, gm, wm) = phantom
+    assert tissue_means(volume, mask) == pytest.approx((gm, wm), rel=3e-3)
+
+
+@pytest.mark.parametrize("contrast", ["its own", "another"])
+def test_the_tissue_means_are_scikit_learns(contrast: str, brain: tuple[Array, Mask, dict[str, Mask]]) -> None:
     volume, mask, _ = brain
-    standard = HighFieldStandard.learn([(volume, mask), (other_contrast(volume, gamma=1.7), mask)])
-    mapped = standard.apply(volume, mask)
-    np.testing.assert_allclose(np.percentile(mapped[mask], PERCENTILES), standard.landmarks, atol=2e-4)
+    image = volume if contrast == "its own" else other_contrast(volume)
+    _, gm, wm = sklearn_means(image, mask)
+    assert tissue_means(image, mask) == pytest.approx((gm, wm), rel=2e-3)
+
+
+def test_the_map_is_two_lines_that_meet_in_grey_matter(phantom: tuple[Array, Mask, tuple[float, float, float]]) -> None:
+    volume, mask, _ = phantom
+    gm, wm = tissue_means(volume, mask)
+    standard = HighFieldStandard(gm=0.5, wm=0.9)
+    probe = volume.copy()
+    probe[~mask] = np.linspace(0, 1.4 * wm, np.count_nonzero(~mask))
+    x = probe.astype(np.float64)
+    expected = np.where(x < gm, 0.5 * x / gm, 0.5 + 0.4 * (x - gm) / (wm - gm))
+    mapped = standard.apply(probe, mask)
+    np.testing.assert_allclose(mapped, expected.clip(0, HIGH_FIELD_LIMIT), atol=1e-5)
+    assert expected.max() > HIGH_FIELD_LIMIT
     assert mapped.dtype == np.float32
 
 
 def test_the_map_is_monotone_and_keeps_zero(brain: tuple[Array, Mask, dict[str, Mask]]) -> None:
     volume, mask, _ = brain
-    standard = HighFieldStandard.learn([(other_contrast(volume), mask)])
-    mapped = standard.apply(volume, mask)
-    order = np.argsort(volume.ravel(), kind="stable")
-    assert (np.diff(mapped.ravel()[order].astype(np.float64)) >= -1e-6).all()
-    assert mapped[volume == 0].max() == 0
-    assert len(np.unique(mapped[mask])) > 100
-
-
-def test_between_landmarks_the_map_is_linear_and_its_last_piece_goes_on() -> None:
-    ramp = np.linspace(1, 1000, 1000, dtype=np.float32).reshape(10, 10, 10)
-    mask = np.ones(ramp.shape, dtype=np.bool_)
-    standard = HighFieldStandard(percentiles=(25.0, 75.0), landmarks=(0.5, 1.0))
-    low, high = np.percentile(ramp, (25, 75))
-    expected = np.where(ramp < low, 0.5 * ramp / low, 0.5 + 0.5 * (ramp - low) / (high - low))
-    np.testing.assert_allclose(standard.apply(ramp, mask), expected.clip(0, HIGH_FIELD_LIMIT), atol=1e-5)
-    assert expected.max() > 1.2  # past the last landmark
+    mapped = HighFieldStandard().apply(volume, mask)
+    assert mapped[~mask].max() == 0
+    in_order = mapped.ravel()[np.argsort(volume, axis=None)]
+    assert (np.diff(in_order) >= 0).all()
+    assert (np.diff(np.unique(mapped[mapped < HIGH_FIELD_LIMIT])) > 0).all()
 
 
 @pytest.mark.parametrize("gain", [1e-3, 37.0, 1000.0])
 def test_the_scanners_gain_does_not_matter(gain: float, brain: tuple[Array, Mask, dict[str, Mask]]) -> None:
     volume, mask, _ = brain
-    standard = HighFieldStandard.learn([(other_contrast(volume), mask)])
+    standard = HighFieldStandard()
     np.testing.assert_allclose(
-        standard.apply(volume * np.float32(gain), mask), standard.apply(volume, mask), rtol=1e-3, atol=1e-5
+        standard.apply(volume * np.float32(gain), mask), standard.apply(volume, mask), rtol=1e-3, atol=1e-4
     )
-    learned = HighFieldStandard.learn([(other_contrast(volume, gain=gain), mask)])
-    np.testing.assert_allclose(learned.landmarks, standard.landmarks, rtol=1e-4)
 
 
-def test_another_contrast_comes_nearer(brain: tuple[Array, Mask, dict[str, Mask]]) -> None:
+def test_another_contrast_comes_to_the_same_tissue_means(brain: tuple[Array, Mask, dict[str, Mask]]) -> None:
     volume, mask, classes = brain
+    tissues = {name: classes[name] for name in ("gm", "wm")}
     second = other_contrast(volume)
-    standard = HighFieldStandard.learn([(volume, mask)])
-    before = np.abs(means(second / np.percentile(second[mask], 99), classes) - means(volume / 255, classes)).max()
-    after = np.abs(means(standard.apply(second, mask), classes) - means(standard.apply(volume, mask), classes)).max()
+    before = np.abs(means(second / second[mask].max(), tissues) - means(volume / volume.max(), tissues)).max()
+    first, after = (means(HighFieldStandard().apply(one, mask), tissues) for one in (volume, second))
     assert before > 0.08
-    assert after < before / 10
+    assert np.abs(first - after).max() < before / 4
+    np.testing.assert_allclose(
+        first, (STANDARD_GM, STANDARD_WM), atol=0.1
+    )  # the surest voxels of white matter are its brightest
 
 
-def test_the_high_field_range_ends_at_its_limit() -> None:
-    volume = np.random.default_rng(2).uniform(10, 20, SHAPE).astype(np.float32)
-    volume[0, 0, :2] = 1e6, -50
-    mask = np.ones(SHAPE, dtype=np.bool_)
-    mapped = HighFieldStandard.learn([(volume, mask)]).apply(volume, mask)
-    assert mapped[0, 0, 0] == mapped.max() == np.float32(HIGH_FIELD_LIMIT)
-    assert mapped[0, 0, 1] == mapped.min() == 0
+def test_the_high_field_range_ends_at_its_limit(phantom: tuple[Array, Mask, tuple[float, float, float]]) -> None:
+    volume, mask, _ = phantom
+    spiked = volume.copy()
+    spiked[-1, -1, -2:] = 1e6, -50
+    mapped = HighFieldStandard().apply(spiked, mask)
+    assert mapped[-1, -1, -2] == mapped.max() == np.float32(HIGH_FIELD_LIMIT)
+    assert mapped[-1, -1, -1] == mapped.min() == 0
 
 
 def test_zeros_inside_a_generous_mask_do_not_count(brain: tuple[Array, Mask, dict[str, Mask]]) -> None:
     volume, mask, _ = brain
-    generous = np.ones_like(mask)
-    assert HighFieldStandard.learn([(volume, generous)]) == HighFieldStandard.learn([(volume, mask)])
+    assert tissue_means(volume, np.ones_like(mask)) == tissue_means(volume, mask)
 
 
-def test_without_a_mask_the_percentiles_are_those_above_the_threshold(bimodal: Array) -> None:
-    standard = HighFieldStandard(percentiles=PERCENTILES, landmarks=tuple(np.linspace(0.3, 1, len(PERCENTILES))))
-    bright = bimodal > otsu_threshold(bimodal)
-    assert np.array_equal(standard.apply(bimodal), standard.apply(bimodal, bright))
-    assert not np.allclose(standard.apply(bimodal), standard.apply(bimodal, np.ones(SHAPE, dtype=np.bool_)))
+def test_without_a_mask_the_means_are_those_above_the_threshold(brain: tuple[Array, Mask, dict[str, Mask]]) -> None:
+    volume, mask, _ = brain
+    standard, bright = HighFieldStandard(), volume > otsu_threshold(volume)
+    assert np.array_equal(standard.apply(volume), standard.apply(volume, bright))
+    assert not np.allclose(standard.apply(volume), standard.apply(volume, mask), rtol=1e-4)
 
 
-def test_a_volume_of_few_intensities_keeps_its_landmarks_apart() -> None:
-    volume = np.repeat(np.float32([20, 60]), 32).reshape(4, 4, 4)
-    mask = np.ones(volume.shape, dtype=np.bool_)
-    standard = HighFieldStandard.learn([(volume, mask)])
-    assert (np.diff(standard.landmarks) > 0).all()
-    mapped: Any = standard.apply(volume, mask)
-    np.testing.assert_allclose(mapped, volume / 60, atol=1e-4)
+@pytest.mark.parametrize("levels", [(), (70,), (20, 60)])
+def test_a_brain_without_three_intensities_is_refused(levels: tuple[int, ...]) -> None:
+    volume = np.zeros((4, 4, 4), np.float32)
+    for number, level in enumerate(levels):
+        volume[number] = level
+    with pytest.raises(InputRefused, match=f"holds {len(levels)} different intensities inside the mask"):
+        tissue_means(volume, np.ones(volume.shape, dtype=np.bool_))
 
 
-@pytest.mark.parametrize("where", ["no mask", "no signal"])
-def test_a_brain_without_signal_is_refused(where: str) -> None:
-    volume = np.zeros((4, 4, 4), np.float32) if where == "no signal" else np.ones((4, 4, 4), np.float32)
-    mask = np.full((4, 4, 4), where == "no signal")
-    with pytest.raises(InputRefused, match="no positive voxel inside the mask"):
-        HighFieldStandard.learn([(volume, mask)])
+def test_an_empty_brain_mask_is_refused() -> None:
+    with pytest.raises(InputRefused, match="holds 0 different intensities"):
+        HighFieldStandard().apply(np.ones((4, 4, 4), np.float32), np.zeros((4, 4, 4), dtype=np.bool_))

@@ -11,8 +11,12 @@ import nilearn
 import numpy as np
 import pytest
 
+from lfmri_export.start import start_from_bundle
 from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.errors import BundleRefused, UsageError
 from lfmri_runtime.volume import read_scan
+
+from .bundles import MakeBundle
 
 TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
 
@@ -95,3 +99,44 @@ def test_fifty_steps_already_learn_the_contrast(line: Path) -> None:
 def test_the_page_and_the_table_are_there(line: Path) -> None:
     assert (line / "report.html").stat().st_size > 100_000
     assert (line / "scores.csv").read_text().count("\n") > 100
+
+
+def test_a_run_starts_from_the_bundles_weights(line: Path) -> None:
+    start_from_bundle(line / "bundle", line / "start")
+    with np.load(line / "run" / "weights.npz") as trained, np.load(line / "start" / "weights.npz") as found:
+        assert set(found.files) == set(trained.files)
+        for name in trained.files:
+            exact = name.startswith("time_embedding.")
+            kept = trained[name] if exact else trained[name].astype(np.float16).astype(np.float32)
+            assert np.array_equal(found[name], kept), name
+    assert _summary(line / "start") == _summary(line / "run")
+    run = json.loads((line / "start" / "config.json").read_text())
+    assert run == {**json.loads((line / "run" / "config.json").read_text()), "pairs": ""}
+
+
+@pytest.mark.parametrize("wrong", ["the run exists", "no such network", "another graph"])
+def test_a_run_does_not_start_from_what_is_not_known(
+    line: Path, tmp_path: Path, make_bundle: MakeBundle, wrong: str
+) -> None:
+    run = tmp_path / "run"
+    if wrong == "the run exists":
+        run.mkdir()
+        with pytest.raises(UsageError, match="expected a new folder"):
+            start_from_bundle(line / "bundle", run)
+        return
+    network, message = (
+        ("none", "expected one of iqt-cfm,")
+        if wrong == "no such network"
+        else (
+            "iqt-cfm-edge",
+            "made by another exporter",
+        )
+    )
+    with pytest.raises(BundleRefused, match=message):
+        start_from_bundle(make_bundle(network=network), run)
+    assert not run.exists()
+
+
+def _summary(run: Path) -> dict[str, object]:
+    document: dict[str, object] = json.loads((run / "summary.json").read_text())
+    return document

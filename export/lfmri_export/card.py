@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lfmri_export.gate import Parity
 from lfmri_runtime.contract import Contract
+from lfmri_trainer.simulation.presets import OUT_OF_DISTRIBUTION_MEAN, PRESETS, T1W_MEAN
 
 INTENDED_USE = (
     "Research on low-field T1-weighted brain MRI. Not a medical device: not for diagnosis. Structures in an enhanced "
@@ -31,6 +32,8 @@ def model_card(contract: Contract, parity: Sequence[Parity]) -> str:
         "",
         *(f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in training.items() if name != "parity"),
         "",
+        *(_preset(name) for name in training.get("presets", []) if name in PRESETS),
+        "",
         "Pairs are simulated. Assumed, because the published text lost or never gave them: learning rates, kernel",
         "sizes, widths, the Mahalanobis bound of in-distribution draws, and all about out-of-distribution draws.",
         "",
@@ -45,12 +48,23 @@ def model_card(contract: Contract, parity: Sequence[Parity]) -> str:
         "",
         "## Limits",
         "",
-        "- Trained on a handful of adults: a demonstration of the method, no claim about any population or scanner.",
+        "- Trained on a handful of adults or on anatomies synthesised from label maps:",
+        "  a demonstration of the method, no claim about any population or scanner.",
         "- T1-weighted brain scans only; other contrasts, other organs and children were not seen.",
         "- One step gives the mean of what is plausible; more steps give one sharper draw, not more truth.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _preset(name: str) -> str:
+    """What a simulation preset draws from: it says how far out-of-distribution scores are from what was trained on."""
+    ranges = PRESETS[name].ultra_low_field
+    if ranges is not None:
+        (low, high), (fine, coarse) = ranges.snr_wm, ranges.in_plane
+        return f"- {name}: SNR of white matter {low:g} to {high:g}, {fine:g} to {coarse:g} mm in plane, Rician noise"
+    mean, kind = (T1W_MEAN, "in") if PRESETS[name].in_distribution else (OUT_OF_DISTRIBUTION_MEAN, "out of")
+    return f"- {name}: SNR around {mean[0]:g} in white and {mean[1]:g} in grey matter ({kind} distribution)"
 
 
 def _text(value: object) -> str:

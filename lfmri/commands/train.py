@@ -24,7 +24,9 @@ from lfmri_runtime.errors import UsageError
 @click.option("--crop", type=int, help="Side of the square crops, voxels.  [default: 128]")
 @click.option("--learning-rate", type=float, help="Adam's rate at the start (assumed).  [default: 2e-4]")
 @click.option("--minimum-rate", type=float, help="Rate at the end of the cosine (assumed).  [default: 1e-6]")
-@click.option("--weight-decay", type=float, help="L2 weight decay (assumed).  [default: 1e-5]")
+@click.option("--weight-decay", type=float, help="L2 weight decay (assumed).  [default: 0]")
+@click.option("--time-power", type=float, help="Times are drawn with density (1 - t)^power.  [default: 0]")
+@click.option("--initial", help="Run whose averaged weights the network starts from.")
 @click.option("--ema-decay", type=float, help="Decay of the averaged weights.  [default: 0.999]")
 @click.option("--voxel-size", type=float, help="Voxel size of the working grid, mm.  [default: 1.0]")
 @click.option(

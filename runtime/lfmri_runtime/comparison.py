@@ -1,8 +1,9 @@
 """Bringing an enhanced scan, its reference and its input onto one grid and one scale, to be scored and shown.
 
 Rule of the scale: with the sidecar of `lfmri enhance`, the enhanced scan and the interpolated input are divided by the
-scale that the sidecar gives, and the reference is mapped onto the standard scale by the landmarks in it. Without a
-sidecar all are divided by the reference's 99th percentile inside the mask. The prediction never sets the scale.
+scale that the sidecar gives, and the reference is mapped onto the standard scale by its mean grey and white matter.
+Without a sidecar all are divided by the reference's 99th percentile inside the mask. The prediction never sets the
+scale.
 """
 
 from dataclasses import dataclass

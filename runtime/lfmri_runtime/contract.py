@@ -14,7 +14,7 @@ from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
 
 #: The schema that this version reads and writes.
-SCHEMA = 1
+SCHEMA = 2
 #: What the network's output may be read as.
 PREDICTIONS = ("x_1", "velocity")
 #: A contract is a few kilobytes; more than this is not one.

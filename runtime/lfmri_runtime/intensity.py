@@ -1,24 +1,26 @@
 """Intensity standardisation, shared by trainer and runtime and stored in the contract.
 
 The network sees two scales. The low-field scan is divided by one number found in the scan itself. High-field
-volumes are mapped onto standard landmarks (Nyul, Udupa, Zhang 2000), so that the network learns anatomy and not
-one scanner's contrast.
+volumes are mapped so that mean grey and white matter lie at standard intensities, so that the network learns anatomy
+and not one scanner's contrast.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
+from lfmri_runtime.tissue import tissue_means
 
 Float32Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-#: The percentiles of the landmarks: the ends and the deciles between them (simulator of Lin et al. 2023, step 7).
-PERCENTILES = (1.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 99.0)
-#: Standardised high-field intensities are clipped here; the 99th percentile of the brain lies at 1.
+#: Standard intensities of grey and white matter (assumed): about the contrast of four 1.5 and 3 T brains, with the
+#: brightest white matter at 1.
+STANDARD_GM = 0.65
+STANDARD_WM = 0.92
+#: Standardised high-field intensities are clipped here; outside the brain fat is what reaches it.
 HIGH_FIELD_LIMIT = 1.25
 #: Scaled low-field intensities are clipped here; fat outside the brain is what reaches it.
 LOW_FIELD_LIMIT = 2.5
@@ -63,40 +65,35 @@ class LowFieldScale:
 
 @dataclass(frozen=True, kw_only=True)
 class HighFieldStandard:
-    """Nyul landmarks of the training split's high-field volumes.
+    """Where the mean grey and white matter of a T1w brain lie on the standard scale.
 
-    Zero stays zero (an MR image's own zero), the landmarks map piecewise linearly, the last piece is continued.
+    Zero stays zero (an MR image's own zero), the two means map piecewise linearly, the last piece is continued.
+    CSF keeps its ratio to grey matter, as it does in a low-field scan of the same brain.
 
     Attributes:
-        percentiles: ascending, in (0, 100).
-        landmarks: standard intensity of each percentile, ascending; the last one is 1.
+        gm: standard intensity of the mean grey matter.
+        wm: standard intensity of the mean white matter, above `gm`.
         limit: upper end of the standard range [0, limit].
     """
 
-    percentiles: tuple[float, ...]
-    landmarks: tuple[float, ...]
+    gm: float = STANDARD_GM
+    wm: float = STANDARD_WM
     limit: float = HIGH_FIELD_LIMIT
-
-    @classmethod
-    def learn(cls, volumes: Iterable[tuple[Float32Array, Mask]]) -> "HighFieldStandard":
-        """Average the landmarks of (volume, brain mask) pairs, each divided by its own last percentile."""
-        each = [values / values[-1] for values in (_percentiles(volume, mask) for volume, mask in volumes)]
-        landmarks = tuple(float(value) for value in np.mean(each, axis=0))
-        return cls(percentiles=PERCENTILES, landmarks=landmarks)
 
     def apply(self, volume: Float32Array, mask: Mask | None = None) -> Float32Array:
         """Map a high-field volume onto the standard scale, [0, limit].
 
         Args:
-            volume: intensities in any unit, zero meaning no signal.
-            mask: where the percentiles are taken (the brain); None takes what lies above Otsu's threshold.
+            volume: T1w intensities in any unit, zero meaning no signal.
+            mask: where the tissue means are found (the brain); None takes what lies above Otsu's threshold.
+
+        Raises:
+            InputRefused: no three classes of tissue inside the mask.
         """
-        inside = mask if mask is not None else volume > otsu_threshold(volume)
-        source = np.concatenate([[0.0], _percentiles(volume, inside, self.percentiles)])
-        target = np.concatenate([[0.0], self.landmarks])
-        slope = (target[-1] - target[-2]) / max(source[-1] - source[-2], 1e-12)
-        beyond = np.clip(volume - np.float32(source[-1]), 0, None) * np.float32(slope)
-        mapped = np.interp(volume, source, target).astype(np.float32) + beyond
+        gm, wm = tissue_means(volume, mask if mask is not None else volume > otsu_threshold(volume))
+        lower, upper = self.gm / gm, (self.wm - self.gm) / (wm - gm)
+        above = np.float32(self.gm) + np.float32(upper) * (volume - np.float32(gm))
+        mapped = np.where(volume < gm, np.float32(lower) * volume, above)
         standard: Float32Array = np.clip(mapped, 0, self.limit).astype(np.float32, copy=False)
         return standard
 
@@ -111,19 +108,3 @@ def otsu_threshold(volume: Float32Array) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (mean[-1] * weight - mean) ** 2 / (weight * (1 - weight))
     return float(edges[1 + int(np.nanargmax(np.where(np.isfinite(between), between, -1)))])
-
-
-def _percentiles(volume: Float32Array, mask: Mask, percentiles: tuple[float, ...] = PERCENTILES) -> NDArray[np.float64]:
-    """Strictly ascending percentiles of the voxels inside the mask that hold signal.
-
-    A mask is often more generous than the stripping of its volume; the zeros between the two say nothing.
-    """
-    values = volume[mask & (volume > 0)]
-    if not values.size:
-        raise InputRefused(
-            "the high-field volume holds no positive voxel inside the mask; expected a magnitude image: "
-            "check the volume and its mask"
-        )
-    found = np.percentile(values, percentiles).astype(np.float64)
-    ascending: NDArray[np.float64] = np.maximum.accumulate(found) + np.arange(1, len(found) + 1) * found[-1] * 1e-9
-    return ascending

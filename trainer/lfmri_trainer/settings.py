@@ -30,7 +30,7 @@ class TrainingSettings:
     crop: int = _setting(128, "Side of the square crops, voxels.")
     learning_rate: float = _setting(2e-4, "Adam's rate at the start.")
     minimum_rate: float = _setting(1e-6, "Rate at the end of the cosine.")
-    weight_decay: float = _setting(1e-5, "L2 weight decay.")
+    weight_decay: float = _setting(0.0, "L2 weight decay.")
     ema_decay: float = _setting(0.999, "Decay of the averaged weights.")
     gradient_clip: float = _setting(1.0, "Largest norm of the gradient.")
     scale_jitter: float = _setting(0.1, "Random relative change of the condition's scale.")

@@ -47,7 +47,7 @@ class WorkingPair:
 
 
 def learn_processing(folder: Path, pairs: Sequence[PairParameters], *, voxel_size: float, multiple: int) -> Processing:
-    """Learn the intensity standards on the training split.
+    """The intensity standards; the low-field one is learned on the training split.
 
     Raises:
         InputRefused: there is no training pair.
@@ -57,7 +57,7 @@ def learn_processing(folder: Path, pairs: Sequence[PairParameters], *, voxel_siz
         raise InputRefused(
             f"{folder}: no pair has the split train; expected some: simulate with fewer subjects held out"
         )
-    standard = HighFieldStandard.learn(_brain(folder, subject) for subject in subjects)
+    standard = HighFieldStandard()
     means = [float(standard.apply(brain, mask)[mask].mean()) for brain, mask in (_brain(folder, s) for s in subjects)]
     return Processing(
         voxel_size=voxel_size,
@@ -99,7 +99,7 @@ def _condition(folder: Path, pair: PairParameters, processing: Processing) -> ND
 
 
 def _target(folder: Path, pair: PairParameters, processing: Processing) -> NDArray[np.float32]:
-    """The high-field volume, its percentiles taken inside the brain also where the head is kept."""
+    """The high-field volume, its tissue means found inside the brain also where the head is kept."""
     brain, mask = _brain(folder, pair.subject)
     volume, affine = read_volume(subject_path(folder, pair.subject, _kind(folder, pair)))
     standard = processing.high_field.apply(volume, mask)

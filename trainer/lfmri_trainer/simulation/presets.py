@@ -33,9 +33,9 @@ class UltraLowField:
         bias: peak deviation of the receive field from 1.
     """
 
-    in_plane: tuple[float, float] = (1.4, 1.8)
+    in_plane: tuple[float, float] = (1.0, 1.8)
     spacing: tuple[float, float] = (4.0, 6.0)
-    snr_wm: tuple[float, float] = (12.0, 40.0)
+    snr_wm: tuple[float, float] = (10.0, 60.0)
     gm_ratio: tuple[float, float] = (0.72, 0.95)
     bias: tuple[float, float] = (0.05, 0.30)
 

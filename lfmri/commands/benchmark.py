@@ -1,0 +1,99 @@
+"""`lfmri benchmark`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from lfmri.extras import require
+from lfmri.progress import progress_bar
+from lfmri_runtime.errors import UsageError
+
+
+@click.command()
+@click.option("--pairs", type=click.Path(path_type=Path), help="Folder of pairs that `lfmri simulate` made.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the tables, figures and page.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="The proposed model.  [default: the built-in one]")
+@click.option(
+    "--methods", help="What to compare, with commas between.  [default: all; with --quick, what needs no fit]"
+)
+@click.option("--steps", default="1,2,5,10,20", show_default=True, help="Numbers of Euler steps of the bundle.")
+@click.option("--ind", default="siqt-k4", show_default=True, help="Preset of the in-distribution test pairs.")
+@click.option("--ood", default="siqt-k4-ood", show_default=True, help="Preset of the out-of-distribution ones.")
+@click.option("--ind-slices", default=300, show_default=True, type=click.IntRange(min=1), help="Slices of the first.")
+@click.option("--ood-slices", default=200, show_default=True, type=click.IntRange(min=1), help="Slices of the other.")
+@click.option(
+    "--fit", "fits", multiple=True, metavar="METHOD:KEY=VALUE,...", help="Settings of a baseline's fit; repeatable."
+)
+@click.option("--fitted", type=click.Path(path_type=Path), help="Folder of fitted baselines.  [default: OUT/fitted]")
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(min=0), help="0 takes all cores.")
+@click.option("--resume", is_flag=True, help="Go on with the benchmark in --out where it stopped.")
+@click.option("--quick", is_flag=True, help="A few slices of the built-in sample, without --pairs.")
+def benchmark(
+    pairs: Path | None,
+    out: Path,
+    bundle: Path | None,
+    methods: str | None,
+    steps: str,
+    ind: str,
+    ood: str,
+    ind_slices: int,
+    ood_slices: int,
+    fits: tuple[str, ...],
+    fitted: Path | None,
+    threads: int,
+    resume: bool,
+    quick: bool,
+) -> None:
+    """Compare the bundle with other methods on unseen subjects: the paper's Table 1 and Figures 4 and 5.
+
+    Baselines that are not fitted yet are fitted first, on the split train of the pairs.
+    """
+    run = require("lfmri_trainer.benchmark.run", extra="train")
+    report = require("lfmri_trainer.benchmark.report", extra="train")
+    sample = require("lfmri_trainer.benchmark.quick", extra="train")
+    provenance = require("lfmri_trainer.benchmark.provenance", extra="train")
+    from lfmri_runtime.bundle import open_bundle
+    from lfmri_runtime.files import check_writable
+
+    if (pairs is None) != quick:
+        raise UsageError("expected either --pairs DIR, the folder that `lfmri simulate` made, or --quick")
+    sets = (("InD", ind, ind_slices), ("OOD", ood, ood_slices))
+    settings = run.BenchmarkSettings(
+        methods=run.every_method(fitted=not quick) if methods is None else tuple(methods.split(",")),
+        steps=_numbers(steps),
+        sets=sets if pairs is not None else (("InD", sample.SAMPLE.preset, sample.SLICES),),
+        fitted=fitted,
+        changes=_changes(fits),
+        threads=threads,
+    )
+    check_writable(out / report.PAGE)
+    opened = open_bundle(bundle)
+    folder = sample.sample_pairs(out / "sample") if pairs is None else pairs
+    compared, every = run.score_methods(folder, out, opened, settings, resume=resume, progress=progress_bar)
+    command = provenance.command_line(sys.argv[1:])
+    written = report.write_report(out, every, compared, pairs=folder, bundle=opened, command=command)
+    click.echo(f"wrote {', '.join(path.name for path in written)} in {out}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        numbers = (0,)
+    if not all(1 <= number <= 1000 for number in numbers) or len(set(numbers)) < len(numbers):
+        raise UsageError(f"--steps is {text!r}; expected different numbers from 1 to 1000 with commas between")
+    return numbers
+
+
+def _changes(fits: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """METHOD:KEY=VALUE,KEY=VALUE, each once."""
+    changes: dict[str, dict[str, str]] = {}
+    for fit in fits:
+        method, _, rest = fit.partition(":")
+        for setting in rest.split(","):
+            key, sign, value = setting.partition("=")
+            if not sign:
+                raise UsageError(f"--fit is {fit!r}; expected METHOD:KEY=VALUE,KEY=VALUE")
+            changes.setdefault(method, {})[key] = value
+    return changes

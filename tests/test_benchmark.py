@@ -1,0 +1,360 @@
+"""`lfmri benchmark`: which slices, what is kept and resumed, the tables, the figure, the page, wrong inputs."""
+
+import csv
+import html.parser
+import io
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lfmri.cli import run
+from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.errors import InputRefused
+from lfmri_runtime.evaluation import COLUMNS
+from lfmri_runtime.evaluation.scores import MIN_COVERAGE
+from lfmri_runtime.page.article import Section, Table, write_article
+from lfmri_runtime.page.pictures import colour_table
+from lfmri_trainer.benchmark import results
+from lfmri_trainer.benchmark.cases import choose_sets, open_cases
+from lfmri_trainer.benchmark.figure import LARGEST_ERROR, LINE, WIDTH, draw_figure
+from lfmri_trainer.benchmark.provenance import command_line, commit
+from lfmri_trainer.benchmark.quick import SLICES
+from lfmri_trainer.simulation.pairs import read_pairs, subject_path, write_pairs, write_volume
+
+from .bundles import MakeBundle, contract
+from .training_fixtures import SIDE, write_tiny_pairs
+
+#: Two scans of one head and one of another are tested; one is trained on.
+PAIRS = (("s1", "train", "S"), ("s4", "test", "R"), ("s4", "test", "S"), ("s5", "test", "A"))
+SETS = ("--ind", "tiny", "--ood", "tiny-ood", "--ind-slices", "8", "--ood-slices", "200")
+FIT = ("--fit", "iqt-rf:patches=4000,trees=2,leaf=300")
+FILES = {"benchmark.md", "benchmark.html", "scores.csv", "differences.csv", "ind.png", "ood.png"}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scan of s5 is the out-of-distribution one."""
+    folder = write_tiny_pairs(tmp_path_factory.mktemp("tiny") / "pairs", PAIRS)
+    write_pairs(folder, [replace(r, preset="tiny-ood") if r.subject == "s5" else r for r in read_pairs(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(make_bundle: MakeBundle) -> Path:
+    return make_bundle("noisy")
+
+
+@pytest.fixture(scope="module")
+def arguments(pairs: Path, bundle: Path) -> list[str]:
+    options = ["--pairs", str(pairs), "--bundle", str(bundle), "--steps", "1,5", "--threads", "1"]
+    return ["benchmark", *options, *SETS, *FIT, "--methods", "iqt-rf,flow"]
+
+
+@pytest.fixture(scope="module")
+def made(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("benchmark") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lfmri", *arguments, "--out", str(out)])
+        assert run(sys.argv[1:]) == 0
+    return out
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def test_slices_are_shared_out_and_spread(pairs: Path) -> None:
+    rows = read_pairs(pairs)
+    ind, ood = choose_sets(rows, [("InD", "tiny", 8), ("OOD", "tiny-ood", 200), ("none", "other", 5)])
+    assert [pair.pair for pair in ind.pairs] == ["s4-R", "s4-S"]
+    for case in open_cases(pairs, ind, contract().processing):
+        request = case.request
+        assert len(request.indices) == 4
+        assert request.normal != request.thick_axis
+        assert case.reference.shape == case.mask.shape == (4, SIDE - 3, SIDE)
+        assert (case.mask.mean(axis=(1, 2)) >= MIN_COVERAGE).all()
+        gaps = np.diff(request.indices)
+        assert gaps.max() - gaps.min() <= 1
+        for slices in zip(request.slices(request.y), case.reference, strict=True):
+            assert np.corrcoef(*(image.ravel() for image in slices))[0, 1] > 0.8, "both show the same slice"
+    (case,) = open_cases(pairs, ood, contract().processing)
+    assert 20 < len(case.request.indices) < SIDE, "all that the mask fills, no more than there are"
+    assert len(set(case.request.indices)) == len(case.request.indices)
+
+
+def test_with_fewer_slices_than_scans_each_gives_one(pairs: Path) -> None:
+    (chosen,) = choose_sets(read_pairs(pairs), [("InD", "tiny", 1)])
+    cases = list(open_cases(pairs, chosen, contract().processing))
+    assert [len(case.request.indices) for case in cases] == [1]
+
+
+def test_a_mask_that_holds_no_slice_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_pairs(tmp_path / "pairs", (("s5", "test", "A"),))
+    small = np.zeros((SIDE,) * 3, np.uint8)
+    small[16:24, 16:24, 16:24] = 1  # 64 of 1600 pixels
+    write_volume(subject_path(folder, "s5", "mask"), small, np.eye(4))
+    (chosen,) = choose_sets(read_pairs(folder), [("InD", "tiny", 3)])
+    with pytest.raises(InputRefused, match="look at its mask"):
+        list(open_cases(folder, chosen, contract().processing))
+
+
+def test_every_file_is_there_and_nothing_half_written(made: Path) -> None:
+    assert {path.name for path in made.iterdir()} == {*FILES, "results", "fitted"}
+    assert [path.name for path in (made / "fitted").iterdir()] == ["iqt-rf.npz"]
+    assert not list(made.rglob("*tmp*"))
+
+
+def test_scores_are_of_the_same_slices_for_every_method(made: Path) -> None:
+    lines = lines_of(made / "scores.csv")
+    assert list(lines[0]) == ["set", "method", "pair", "slice", *(column.key for column in COLUMNS)]
+    methods = ["interpolation", "iqt-rf", "flow-1", "flow-5"]
+    assert list(dict.fromkeys(line["method"] for line in lines)) == methods
+    places = {m: [(x["set"], x["pair"], x["slice"]) for x in lines if x["method"] == m] for m in methods}
+    assert all(places[m] == places["interpolation"] for m in methods)
+    assert [name for name, *_ in places["flow-1"]].count("InD") == 8
+
+
+def test_means_and_differences_follow_from_the_scores(made: Path) -> None:
+    lines = lines_of(made / "scores.csv")
+
+    def scores(method: str, key: str) -> np.ndarray:
+        return np.array([float(x[key]) for x in lines if x["method"] == method and x["set"] == "InD"])
+
+    found = [x for x in lines_of(made / "differences.csv") if x["set"] == "InD"]
+    compared = [(x["method"], x["minus"]) for x in found if x["score"] == "ssim"]
+    flows = [("flow-1", "interpolation"), ("flow-5", "interpolation"), ("flow-1", "iqt-rf"), ("flow-5", "iqt-rf")]
+    assert compared == [("iqt-rf", "interpolation"), *flows]
+    for x in found:
+        difference = scores(x["method"], x["score"]) - scores(x["minus"], x["score"])
+        assert float(x["mean"]) == pytest.approx(difference.mean(), rel=1e-9, abs=1e-12)
+        assert float(x["low_0.95"]) <= float(x["mean"]) <= float(x["high_0.95"])
+    table = section(made, "InD: scores")
+    psnr = scores("flow-5", "psnr_db")
+    assert f"{psnr.mean():.2f} ± {psnr.std():.2f}" in table
+    assert scores("iqt-rf", "psnr_db").mean() > scores("interpolation", "psnr_db").mean() + 1
+
+
+def section(made: Path, heading: str) -> str:
+    text = (made / "benchmark.md").read_text(encoding="utf-8")
+    return text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_the_tables_say_what_they_hold(made: Path, bundle: Path) -> None:
+    made_how = section(made, "How it was made")
+    assert "Command: lfmri benchmark --pairs pairs --bundle bundle --steps 1,5 --threads 1 --ind tiny" in made_how
+    assert f"Commit: {commit()}." in made_how
+    assert "by-hand was trained on nobody." in made_how
+    scores = section(made, "InD: scores")
+    assert "8 slice pairs from 2 scans of 1 unseen subject (s4), preset tiny (its distribution is assumed)" in scores
+    assert "thick axis R, S; SNR of white matter 30.0 to 30.0" in scores
+    assert re.search(r"\| IQT-RF \|.*\| [\d,]+ \| \d\.\d{3} \| 4000 patches \|", scores)
+    assert re.search(r"\d+ slice pairs of 200 asked for \(the pairs hold no more\)", section(made, "OOD: scores"))
+    differences = section(made, "InD: paired differences")
+    assert "8 slices of 2 scans of 1 subject are drawn anew as if they were independent" in differences
+    assert "IQT-RF: its input is every 4th slice" in section(made, "Methods")
+    data = section(made, "Data")
+    assert f"| bundle by-hand 0.0.1 | {open_bundle(bundle).sha256[:16]} |" in data
+    assert {"pairs.csv", "s4-R, low field", "s4, brain", "s5, mask"} <= set(re.findall(r"^\| ([^|]+) \|", data, re.M))
+    assert str(made.parent) not in (made / "benchmark.md").read_text(encoding="utf-8")
+
+
+class Loads(html.parser.HTMLParser):
+    """Collects what a page would fetch, and its tables' rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.rows = 0
+        self.policy = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.found += [str(values[name]) for name in ("src", "href", "srcset", "data") if name in values]
+        self.rows += tag == "tr"
+        assert tag not in ("script", "link", "iframe", "object")
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = str(values["content"])
+
+
+def test_the_page_is_self_contained_and_holds_what_the_markdown_holds(made: Path) -> None:
+    page, parser = (made / "benchmark.html").read_text(encoding="utf-8"), Loads()
+    parser.feed(page)
+    assert "default-src 'none'" in parser.policy
+    assert len(parser.found) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in parser.found)
+    assert "url(" not in page
+    text = (made / "benchmark.md").read_text(encoding="utf-8")
+    assert parser.rows == len(re.findall(r"^\| (?!---)", text, re.M))
+    for name in ("ind.png", "ood.png"):
+        assert f"]({name})" in text
+
+
+def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+    hostile = '<script>alert("1")</script>&'
+    table = Table(head=(hostile,), rows=(((hostile, False), (hostile, True)),))
+    section = Section(heading=hostile, paragraphs=(hostile,), table=table, picture=b"png")
+    write_article(tmp_path / "page.html", title=hostile, sections=[section])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    Loads().feed(page)
+    assert page.count("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;") == 10
+
+
+def test_the_figure_shows_images_and_their_errors(made: Path, pairs: Path, bundle: Path) -> None:
+    picture = np.asarray(Image.open(made / "ind.png"))
+    height = round(WIDTH * (SIDE - 3) / SIDE)
+    assert picture.shape[0] == LINE + 2 * height + 6
+    assert picture.shape[1] == 5 * WIDTH + 4 * 6, "reference and four methods"
+
+
+def test_errors_are_coloured_on_one_scale() -> None:
+    """A method that is off by half the largest error everywhere gives the middle of the colour table."""
+    reference = np.full((20, 30), 0.5, np.float32)
+    method: Any = type("Off", (), {"key": "off", "title": "off"})()
+    made_up: Any = type("Sets", (), {})()
+    made_up.scans = [type("Scan", (), {"picture": reference})()]
+    made_up.results = {"off": [type("Result", (), {"picture": reference + np.float32(LARGEST_ERROR / 2)})()]}
+    picture = np.asarray(Image.open(io.BytesIO(draw_figure(made_up, [method]))))
+    height = round(WIDTH * 20 / 30)
+    error = picture[LINE + height + 6 + 20 : -20, WIDTH + 6 + 20 : -20]
+    assert np.abs(error.astype(int) - colour_table("error")[128].astype(int)).max() <= 4
+    shown = picture[LINE + 10 : LINE + height - 10, 10 : WIDTH - 10]
+    assert np.abs(shown.astype(int) - 128).max() <= 1
+
+
+class CountedMethods:
+    """Counts the pairs that are really enhanced and scored; stops at one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, stop: int | None = None) -> None:
+        self.count = 0
+        original = results.score
+
+        def score(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count == stop:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(results, "score", score)
+
+
+def test_a_benchmark_that_was_stopped_gives_the_same_tables(
+    made: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        CountedMethods(patch, stop=6)
+        assert run([*arguments, "--out", str(out)]) == 130
+    assert not (out / "benchmark.md").exists()
+    assert run([*arguments, "--out", str(out)]) == 2, "not without --resume"
+    counted = CountedMethods(monkeypatch)
+    assert run([*arguments, "--out", str(out), "--resume"]) == 0
+    assert counted.count == 12 - 5, "four methods on three scans, of which five were kept"
+    for name in ("scores.csv", "differences.csv", "ind.png", "ood.png"):
+        assert (out / name).read_bytes() == (made / name).read_bytes(), name
+    assert run([*arguments, "--out", str(out), "--resume"]) == 0
+    assert counted.count == 12 - 5, "nothing is computed twice"
+
+
+def test_results_of_another_method_or_another_scan_are_not_taken_over(
+    made: Path, arguments: list[str], make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(made, tmp_path / "out")
+    counted = CountedMethods(monkeypatch)
+    assert run([*arguments, "--out", str(out), "--resume", "--bundle", str(make_bundle("y"))]) == 0
+    assert counted.count == 2 * 3, "two numbers of steps of the other bundle"
+    assert run([*arguments, "--out", str(out), "--resume", "--ind-slices", "6"]) == 0
+    assert counted.count == 2 * 3 + 2 * 3 + 2 * 2, "the first bundle again; the two methods left on two scans"
+    path = next((out / "results" / "OOD" / "interpolation").iterdir())
+    path.write_bytes(path.read_bytes()[:100])
+    assert run([*arguments, "--out", str(out), "--resume", "--ind-slices", "6"]) == 3
+
+
+def test_a_fitted_baseline_is_used_again_but_not_for_other_settings(
+    made: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = [word for word in arguments if word not in FIT]
+    out = ["--out", str(tmp_path / "out"), "--fitted", str(made / "fitted")]
+    assert run([*plain, *out, "--fit", "iqt-rf:trees=3"]) == 2
+    assert "was fitted with other settings" in capsys.readouterr().err
+    assert run([*plain, *out]) == 0
+    assert not (tmp_path / "out" / "fitted").exists()
+    assert (tmp_path / "out" / "scores.csv").read_bytes() == (made / "scores.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        (["--methods", "unet"], 2, "no method named unet"),
+        (["--fit", "unet:steps=3"], 2, "no method named unet"),
+        (["--fit", "iqt-rf:tree=3"], 2, "no setting 'tree'"),
+        (["--fit", "iqt-rf"], 2, "expected METHOD:KEY=VALUE"),
+        (["--steps", "1,x"], 2, "expected different numbers"),
+        (["--steps", "0"], 2, "expected different numbers"),
+        (["--steps", "2,2"], 2, "expected different numbers"),
+        (["--quick"], 2, "either --pairs DIR"),
+        (["--ind", "other", "--ood", "another"], 3, "has the preset other or another"),
+        (["--pairs", "nowhere"], 3, "nowhere/pairs.csv not found"),
+        (["--bundle", "nowhere"], 4, "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    changes: list[str], code: int, message: str, arguments: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    assert run([*arguments, "--out", str(tmp_path / "out"), *changes]) == code
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not list(tmp_path.rglob("benchmark.*"))
+
+
+def test_a_subject_that_a_method_was_trained_on_is_refused(
+    arguments: list[str], make_bundle: MakeBundle, pairs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    seen = make_bundle(training={"training_subjects": ["s1", "s5"]})
+    assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(seen)]) == 3
+    assert "by-hand was trained on s5" in capsys.readouterr().err
+    rows = read_pairs(pairs)
+    folder = tmp_path / "pairs"
+    shutil.copytree(pairs, folder)
+    write_pairs(folder, [replace(row, split="train") if row.pair == "s4-S" else row for row in rows])
+    assert run([*arguments, "--out", str(tmp_path / "b"), "--pairs", str(folder)]) == 3
+    assert "iqt-rf was trained on s4" in capsys.readouterr().err
+
+
+def test_a_fitted_baseline_of_another_scale_is_refused(
+    made: Path, arguments: list[str], make_bundle: MakeBundle, tmp_path: Path, capsys: Any
+) -> None:
+    other = replace(contract().processing, low_field=replace(contract().processing.low_field, target=0.5))
+    options = ["--fitted", str(made / "fitted"), "--bundle", str(make_bundle(processing=other))]
+    assert run([*arguments, "--out", str(tmp_path / "out"), *options]) == 3
+    assert "another scale" in capsys.readouterr().err
+
+
+def test_of_paths_only_the_last_part_is_told() -> None:
+    words = ["benchmark", "--pairs", "/home/someone/a b", "--bundle=../x/y", "--steps", "1,2"]
+    assert command_line(words) == "lfmri benchmark --pairs 'a b' --bundle=y --steps 1,2"
+
+
+def test_quick_needs_no_pairs_and_the_shipped_model_beats_interpolation(tmp_path: Path) -> None:
+    out = tmp_path / "quick"
+    assert run(["benchmark", "--quick", "--steps", "1,2", "--out", str(out)]) == 0
+    lines = lines_of(out / "scores.csv")
+    methods = ("interpolation", "matched", "flow-1", "flow-2")
+    assert [line["method"] for line in lines] == [method for method in methods for _ in range(SLICES)]
+    means = {m: np.mean([float(x["psnr_db"]) for x in lines if x["method"] == m]) for m in ("interpolation", "flow-1")}
+    assert means["interpolation"] < means["flow-1"]
+    compared = [(x["method"], x["minus"]) for x in lines_of(out / "differences.csv") if x["score"] == "psnr_db"]
+    flows = [(flow, other) for other in ("interpolation", "matched") for flow in ("flow-1", "flow-2")]
+    assert compared == [("matched", "interpolation"), *flows]
+    headings = re.findall(r"^## (.*)$", (out / "benchmark.md").read_text(encoding="utf-8"), re.M)
+    sections = ("scores", "paired differences", "reconstructions and absolute errors")
+    assert headings == ["How it was made", *(f"InD: {name}" for name in sections), "Methods", "Data"]
+    assert {path.name for path in out.iterdir()} == (FILES - {"ood.png"}) | {"results", "sample"}

@@ -1,0 +1,94 @@
+"""Scores of one method on one pair, kept as they come, so that a benchmark that was stopped goes on.
+
+OUT/results/<set>/<method>/<pair>.npz    scores, indices, seconds, the middle slice; plain arrays
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lfmri_runtime.errors import InputRefused
+from lfmri_runtime.evaluation import COLUMNS, evaluate
+from lfmri_runtime.lpips import Lpips
+from lfmri_trainer.baselines.fitted import load_arrays, save_arrays
+from lfmri_trainer.baselines.method import Float32Array, Method
+from lfmri_trainer.benchmark.cases import Case
+
+KEYS = tuple(column.key for column in COLUMNS)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Result:
+    """A method's scores on the slices of one pair.
+
+    Attributes:
+        indices: of the slices.
+        scores: by column key, a value a slice.
+        seconds: a slice.
+        picture: x_1_hat of the middle slice, (rows, columns).
+    """
+
+    indices: NDArray[np.int64]
+    scores: Mapping[str, NDArray[np.float64]]
+    seconds: float
+    picture: Float32Array
+
+
+def result_of(method: Method, case: Case, path: Path, *, limit: float, lpips: Lpips) -> Result:
+    """Take what an earlier call left at `path` for the same method and slices; or enhance, score and leave it there.
+
+    Args:
+        method: ready to enhance.
+        case: slices and their reference.
+        path: of the result.
+        limit: every method's images are clipped to [0, limit], the range of the standard scale.
+        lpips: the perceptual distance.
+    """
+    about = {"method": method.identity, "case": case.identity}
+    kept = _read(path, about)
+    if kept is not None:
+        return kept
+    started = time.perf_counter()
+    images = method.enhance(case.request)
+    seconds = (time.perf_counter() - started) / method.slices_computed(case.request)
+    result = score(images, case, seconds=seconds, limit=limit, lpips=lpips)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scores = np.stack([result.scores[key] for key in KEYS])
+    arrays = {"indices": result.indices, "scores": scores, "seconds": np.array(seconds), "picture": result.picture}
+    save_arrays(path, arrays, about)
+    return result
+
+
+def score(images: Float32Array, case: Case, *, seconds: float, limit: float, lpips: Lpips) -> Result:
+    """Score a method's slices, (slices, rows, columns).
+
+    Raises:
+        InputRefused: other shapes than the reference's, or values that are not finite.
+    """
+    clipped = np.clip(images, 0, np.float32(limit))
+    evaluation = evaluate(clipped, case.reference, axis=0, mask=case.mask, lpips=lpips)
+    return Result(
+        indices=np.array(case.request.indices, dtype=np.int64),
+        scores={key: np.array([row.scores[key] for row in evaluation.rows]) for key in KEYS},
+        seconds=seconds,
+        picture=clipped[len(clipped) // 2],
+    )
+
+
+def _read(path: Path, about: Mapping[str, str]) -> Result | None:
+    if not path.is_file():
+        return None
+    try:
+        arrays, found = load_arrays(path)
+        scores = dict(zip(KEYS, arrays["scores"], strict=True))
+        result = Result(
+            indices=arrays["indices"], scores=scores, seconds=float(arrays["seconds"]), picture=arrays["picture"]
+        )
+    except (KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputRefused(f"{path}: {reason}; expected a result of this benchmark: remove it and resume") from None
+    return result if found == about else None
