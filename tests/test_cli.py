@@ -379,7 +379,7 @@ def test_scores_with_a_sidecar_use_its_scale(lfmri: Lines, trio: tuple[Path, Pat
     lfmri("evaluate", enhanced, brighter, "--json", tmp_path / "b.json", "--plane", "axial")
     first, second = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     assert first["plane"] == "axial"
-    # Landmarks map the reference onto the standard scale, whatever its unit.
+    # The tissue means map the reference onto the standard scale, whatever its unit.
     for key, value in first["methods"]["enhanced"]["summary"].items():
         assert second["methods"]["enhanced"]["summary"][key]["mean"] == pytest.approx(value["mean"], abs=1e-3)
     (tmp_path / "enhanced.json").write_text("{")
