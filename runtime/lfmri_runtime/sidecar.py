@@ -81,7 +81,7 @@ def describe(
         scale=enhanced.scale, low_field=contract.processing.low_field, high_field=contract.processing.high_field
     )
     return {
-        "bundle": {"name": contract.name, "version": contract.version, "sha256": bundle.sha256},
+        "bundle": describe_bundle(bundle),
         "input": {
             "sha256": input_sha256,
             "shape": list(scan.data.shape),
@@ -95,6 +95,11 @@ def describe(
         "intended_use": contract.intended_use,
         "notes": [*scan.notes, *enhanced.notes],
     }
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, str]:
+    """By what an output was derived: name, version and sha256."""
+    return {"name": bundle.contract.name, "version": bundle.contract.version, "sha256": bundle.sha256}
 
 
 def read_sidecar(scan: Path) -> dict[str, Any] | None:

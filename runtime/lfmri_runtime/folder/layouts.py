@@ -45,7 +45,7 @@ class Layout(Protocol):
         ...
 
     def details(self, name: str) -> dict[str, Any]:
-        """What the sidecar says beside the run itself, and the uncertainty's alone."""
+        """What the sidecars say beside the run itself and the site's label."""
         ...
 
 

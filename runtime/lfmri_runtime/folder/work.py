@@ -14,7 +14,7 @@ from lfmri_runtime.files import sha256_file, write_json
 from lfmri_runtime.folder.items import files_below, refusal
 from lfmri_runtime.folder.layouts import Layout, is_image
 from lfmri_runtime.job import Outputs, check_outputs, write_outputs
-from lfmri_runtime.sidecar import read_sidecar, sidecar_path
+from lfmri_runtime.sidecar import describe_bundle, read_sidecar, sidecar_path
 from lfmri_runtime.volume import read_scan
 
 SURFACE = "folder"
@@ -130,9 +130,9 @@ class Worker:
         scan = read_scan(item)
         read = time.perf_counter() - started
         enhanced = self.station.enhance(scan.data, scan.affine, surface=SURFACE, source=source, options=self.options)
-        details = self.layout.details(name)
-        if details and outputs.uncertainty is not None:
-            write_json(sidecar_path(outputs.uncertainty), details)
+        details = {"label": self.settings.output.label, **self.layout.details(name)}
+        if outputs.uncertainty is not None:
+            write_json(sidecar_path(outputs.uncertainty), {"bundle": describe_bundle(bundle), **details})
         document = write_outputs(bundle, scan, enhanced, outputs, input_sha256=source, read=read, details=details)
         return self.sent(source, document)
 
