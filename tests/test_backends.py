@@ -233,3 +233,21 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr[-2000:]
+
+
+def test_the_first_inferences_of_a_process_may_run_side_by_side(make_bundle: MakeBundle) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from lfmri_runtime.backends import open_backend
+from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.sampler import uniform_time_grid
+
+sys.setswitchinterval(1e-7)  # threads take turns as often as can be, which showed the deadlock in one run of ten
+step = open_backend(open_bundle(Path({str(make_bundle())!r})), "openvino")
+x = np.zeros((1, 1, 16, 16), np.float32)
+assert len(list(step.flow([(x, x)] * 4, uniform_time_grid(1)))) == 4
+"""
+    for _ in range(8):
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class OpenVinoStep(Step):
     def __init__(self, bundle: Bundle, *, precision: str = "float32", threads: int = 0, cache: Path | None = None):
         openvino = import_openvino()
         with kept_signal_stack():
+            rehearse(openvino)
             self._core = openvino.Core()
             capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and "BF16" not in capabilities:
@@ -185,6 +187,20 @@ def import_openvino() -> Any:
         if blocked:
             del sys.modules[TELEMETRY]
     return openvino
+
+
+@cache
+def rehearse(openvino: Any) -> None:
+    """Infer once in one thread, with a graph of one operator.
+
+    OpenVINO's Python module deadlocks where two threads make its first inference: each static variable of it is made
+    under a lock by a thread that then waits for the interpreter's lock, which is held by one that waits for the first.
+    """
+    x = openvino.opset13.parameter([1], np.float32)
+    request = (
+        openvino.Core().compile_model(openvino.Model([openvino.opset13.relu(x)], [x]), "CPU").create_infer_request()
+    )
+    request.infer({0: np.zeros(1, dtype=np.float32)}, share_inputs=True)[0].copy()
 
 
 def _infer(request: Any, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
