@@ -39,7 +39,10 @@ VALUES = (
     b"1\\2\\3\\4\\5\\6\\7 ",
     struct.pack("<Q", 2**63),
 )
-REPORT = {"steps": 1, "samples": 1, "seed": 0, "grid": "input", "thick_axis": "S"}
+REPORT = {
+    **{"steps": 1, "samples": 1, "seed": 0, "grid": "input", "thick_axis": "S"},
+    "backend": {"name": "onnxruntime", "precision": "float32"},
+}
 
 
 @pytest.fixture
