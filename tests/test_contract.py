@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lfmri_runtime.calibration import Calibration
 from lfmri_runtime.contract import SCHEMA, ArraySpec, Contract, Processing, decode, parse_contract, render
 from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
@@ -22,6 +23,7 @@ CONTRACT = Contract(
     time_grid="uniform",
     steps=(1, 3, 10),
     default_steps=3,
+    uncertainty=(Calibration(steps=3, samples=6, scale=1.75, subjects=("c",), scans=4, voxels=5_000),),
     inputs=(
         ArraySpec(name="x_t", dtype="float32", shape=("batch", "1", "8*h", "8*w"), range=None),
         ArraySpec(name="y", dtype="float32", shape=("batch", "1", "8*h", "8*w"), range=(0.0, 2.5)),
