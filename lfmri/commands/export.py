@@ -40,7 +40,11 @@ DEFAULT_PROFILE = "1x{0}x{0},2x192x192,4x384x384"
     type=click.Choice(["float16", "float32"]),
     help="Of the weights.",
 )
-@click.option("--pairs", type=click.Path(path_type=Path), help="Pairs for the golden slices and the uncertainty.  [default: the run's]")
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    help="Pairs for the golden slices and the uncertainty.  [default: the run's]",
+)
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine of a bundle on this machine's GPU.")
 @click.option("--trt-rtx", is_flag=True, help="Build TensorRT-RTX engines of a bundle for RTX cards; needs no GPU.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Bundle of the engine.  [default: the built-in one]")
