@@ -263,7 +263,7 @@ def test_one_sample_has_no_deviation(noisy: Enhancer, scan: Scan) -> None:
         (2, 4, "auto", 1.75, ""),
         (2, 2, "auto", 1.75, "was fitted with 3 samples, 2 were taken"),
         (2, 3, "none", 1.75, "was fitted on scans with a thick axis"),
-        (5, 3, "auto", 1.0, "is calibrated for 2 steps, 5 were taken"),
+        (5, 3, "auto", 1.0, "has no calibration for 5 Euler steps, only for 2: "),
     ],
 )
 def test_the_deviation_is_scaled_by_the_contract(
@@ -287,7 +287,7 @@ def test_the_deviation_is_scaled_by_the_contract(
     assert len(found.notes) == bool(note)
     assert note in "".join(found.notes)
     (without,) = bare.notes
-    assert f"the bundle has no calibration, {steps} were taken: the uncertainty is the bare" in without
+    assert f"the bundle has no calibration for {steps} Euler steps: the uncertainty is the bare" in without
 
 
 @pytest.mark.parametrize(("batch", "threads"), [(1, 1), (3, 1), (4, 2), (64, 2)])

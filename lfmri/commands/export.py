@@ -89,7 +89,7 @@ def _export_bundle(run: Path | None, *, out: Path | None, name: str | None, **op
     from lfmri_runtime.bundle import open_bundle
 
     module = require("lfmri_export.export", extra="export")
-    with progress_bar("fitting the uncertainty") as progress:
+    with progress_bar("exporting") as progress:
         parity = module.export(run, out, name=name or out.name, progress=progress, **options)
     for row in parity:
         click.echo(

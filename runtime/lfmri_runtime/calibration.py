@@ -55,8 +55,11 @@ def describe_uncertainty(
     found = calibration_of(known, steps)
     if found is None:
         others = ", ".join(str(calibration.steps) for calibration in known)
-        reason = f"is calibrated for {others} steps" if others else "has no calibration"
-        note = f"the bundle {reason}, {steps} were taken: the uncertainty is the bare standard deviation over samples"
+        only = f", only for {others}" if others else ""
+        note = (
+            f"the bundle has no calibration for {steps} Euler step{'s' if steps > 1 else ''}{only}: the uncertainty is "
+            "the bare standard deviation over samples"
+        )
     elif samples < found.samples:
         note = f"the uncertainty's scale was fitted with {found.samples} samples, {samples} were taken: it is rougher"
     elif thick_axis is None:
