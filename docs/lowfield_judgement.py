@@ -14,13 +14,13 @@ def judgement(report: Report) -> str:
     names = [steps_name(steps) for steps in report["steps"]]
     rows = [f"| {label} | " + " | ".join(cells) + " |" for label, cells in verdicts(report).items()]
     kept = [
-        f"- {name}: " + ", ".join(f"{key} {part:.0%}" for key, part in parts.items()) + f". {_lesions(parts)}"
+        f"- {name}: " + ", ".join(f"{key} {percent(part)}" for key, part in parts.items()) + f". {_lesions(parts)}"
         for name, parts in zip(names, contrasts(report), strict=True)
     ]
     return f"""## What gets better, what gets worse
 
-In how many of the {len(report["patients"])} patients; smaller counts as better, and a change of less than {SAME:.0%}
-as the same.
+In how many of the {len(report["patients"])} patients; smaller counts as better, and a change of less than
+{percent(SAME)} as the same.
 
 | after enhancement | {" | ".join(names)} |
 | --- |{" --- |" * len(names)}
@@ -62,7 +62,7 @@ def contrasts(report: Report) -> list[dict[str, float]]:
 
 def _lesions(parts: dict[str, float]) -> str:
     weaker = [key for key, part in parts.items() if part < KEPT]
-    return f"Weaker than {KEPT:.0%}: {', '.join(weaker)}." if weaker else f"None is weaker than {KEPT:.0%}."
+    return f"Weaker than {percent(KEPT)}: {', '.join(weaker)}." if weaker else f"None is weaker than {percent(KEPT)}."
 
 
 def _counted(report: Report, columns: list[list[float | None]]) -> list[str]:
@@ -84,6 +84,11 @@ def _ratio(after: float | None, before: float | None) -> float:
 def _column(patient: Report, name: str) -> list[float | None]:
     """A measure of the scan and of each number of steps, without 3 T."""
     return [figures[name] for figures in patient["measures"][:-1]]
+
+
+def percent(part: float, digits: int = 0) -> str:
+    """A part of one in percent."""
+    return f"{100 * part:.{digits}f} %"
 
 
 def steps_name(steps: int) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lowfield_judgement import judgement, steps_name
+from lowfield_judgement import judgement, percent, steps_name
 
 BOXES = {"white_matter": "white matter", "lesion": "lesion", "surround": "surround", "edge": "edge"}
 Report = dict[str, Any]
@@ -34,11 +34,11 @@ def _measures(report: Report) -> str:
     lines = []
     images = ["0.055 T interpolated", *map(steps_name, report["steps"]), "3 T"]
     for key, patient in report["patients"].items():
-        outside = [f"{value:.1%}" for value in patient["background"]] + ["-"]
+        outside = [percent(value, 1) for value in patient["background"]] + ["-"]
         for image, figures, bare in zip(images, patient["measures"], outside, strict=True):
             rise = "none" if figures["rise"] is None else f"{figures['rise']:.1f}"
             lines.append(
-                f"| {key} | {image} | {figures['white_matter']:.1%} | {figures['lesion']:.1%} | {bare} "
+                f"| {key} | {image} | {percent(figures['white_matter'], 1)} | {percent(figures['lesion'], 1)} | {bare} "
                 f"| {figures['contrast']:+.2f} | {rise} |"
             )
     return f"""## Figures
@@ -116,8 +116,8 @@ Background: {_range(report["background"])} on every 0.055 T slice.
 
 *Yellow white matter, red lesion, green surround, blue edge.*
 
-Run on {report["backend"]["name"]}, {report["backend"]["precision"]}. This page, with every figure and picture, was made
-from a folder with the six files by
+`lfmri enhance` ran with nothing but the number of steps, on {report["backend"]["name"]} in
+{report["backend"]["precision"]}. This page, with every figure and picture, is made from a folder with the six files by
 
 ```text
 python docs/lowfield.py FOLDER

@@ -98,7 +98,7 @@ def test_the_verdicts_count_patients() -> None:
     noise = ["better 1, same 1, worse 1"]
     assert list(judgement.verdicts(report).values()) == [noise, noise, noise, noise, ["better 2, same 0, worse 1"]]
     assert judgement.contrasts(report) == [pytest.approx({"A": 1.25, "B": 0.5, "C": 0.95})]
-    assert "- 1 step: A 125%, B 50%, C 95%. Weaker than 90%: B.\n" in judgement.judgement(report)
+    assert "- 1 step: A 125 %, B 50 %, C 95 %. Weaker than 90 %: B.\n" in judgement.judgement(report)
 
 
 def test_the_page_holds_the_figures_that_the_script_left_and_no_others() -> None:
