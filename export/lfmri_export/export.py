@@ -34,7 +34,7 @@ from lfmri_trainer.working import WorkingPair, working_pairs
 PRECISIONS = ("float16", "float32")
 #: Scans of the validation split that the uncertainty is fitted on, evenly spread over its table, so that every preset
 #: has some; with the slices and samples of each, an export of the published network stays within minutes.
-CALIBRATED_SCANS = 4
+CALIBRATED_SCANS = 3
 
 
 def export(

@@ -22,7 +22,7 @@ from lfmri_runtime.errors import UsageError
 @click.option(
     "--samples",
     type=click.IntRange(min=0),
-    help="Draws of each scan to check the uncertainty by; 0 leaves it out.  [default: 6; with --quick, 0]",
+    help="Draws of each scan to check the uncertainty by; 0 leaves it out.  [default: 5; with --quick, 0]",
 )
 @click.option("--ind", default="siqt-k4", show_default=True, help="Preset of the in-distribution test pairs.")
 @click.option("--ood", default="siqt-k4-ood", show_default=True, help="Preset of the out-of-distribution ones.")

@@ -27,9 +27,9 @@ Float32Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 #: Draws of each scan. A deviation of so few is off by a third; the scale is fitted with that in it.
-SAMPLES = 6
+SAMPLES = 5
 #: Slices of each plane, evenly spread over those with signal. More scans tell more than more lines of the same scan.
-SLICES = 4
+SLICES = 3
 #: Of the noise: that of `lfmri enhance` when nothing is asked.
 SEED = 0
 

@@ -30,8 +30,8 @@ Float32Array = NDArray[np.float32]
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 #: Of equal numbers of voxels, by predicted deviation.
 BINS = 10
-#: Scans of a set that are looked at, evenly spread over its list: the time of all methods' scores, not more.
-MOST_SCANS = 20
+#: Scans of a set that are looked at, evenly spread over its list: minutes on two cores, and four draws of the noise.
+MOST_SCANS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
