@@ -28,6 +28,7 @@ from lfmri_trainer.benchmark.cases import choose_sets, open_cases
 from lfmri_trainer.benchmark.figure import LARGEST_ERROR, LINE, WIDTH, draw_figure
 from lfmri_trainer.benchmark.provenance import command_line, commit
 from lfmri_trainer.benchmark.quick import SLICES
+from lfmri_trainer.calibration import SAMPLES
 from lfmri_trainer.simulation.pairs import read_pairs, subject_path, write_pairs, write_volume
 
 from .bundles import MakeBundle, contract
@@ -240,7 +241,7 @@ def test_calibration_is_that_of_the_contracts_scale(made: Path, bundle: Path) ->
         assert {path.stem for path in folder.iterdir()} == set(pairs)
         error, std = np.concatenate([np.load(folder / f"{pair}.npz")["voxels"] for pair in pairs], axis=1)
         own = [x for x in lines if (x["set"], x["steps"]) == (name, str(steps))]
-        assert {(x["samples"], float(x["scale"])) for x in own} == {("6", scale)}
+        assert {(x["samples"], float(x["scale"])) for x in own} == {(str(SAMPLES), scale)}
         covered = {float(x["predicted"]): float(x["found"]) for x in own if x["measure"] == "coverage"}
         assert covered == {
             level: pytest.approx(np.mean(np.abs(error) / (scale * std) <= z), abs=2e-3)

@@ -1,14 +1,20 @@
 """The uncertainty's scale: fitted in closed form, and on the voxels and with the values that enhancing gives."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from lfmri.cli import run
+from lfmri_export.export import CALIBRATED_SCANS
+from lfmri_export.golden import STEPS, Golden
 from lfmri_runtime.backends import Step, open_backend
 from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.contract import render
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.volume import read_scan
@@ -16,8 +22,8 @@ from lfmri_trainer.calibration import SAMPLES, SLICES, calibrate, coverage, cros
 from lfmri_trainer.simulation.pairs import low_path, read_pairs
 from lfmri_trainer.working import WorkingPair, working_pairs
 
-from .bundles import SHARE, MakeBundle, contract
-from .training_fixtures import SIDE, parameters, write_tiny_pairs
+from .bundles import SHARE, MakeBundle, contract, numpy_euler, step_graph
+from .training_fixtures import SIDE, parameters, tiny_settings, write_tiny_pairs
 
 Float32Array = NDArray[np.float32]
 PROCESSING = contract().processing
@@ -120,3 +126,40 @@ def test_no_pairs_and_no_deviation_give_no_calibration() -> None:
 
     assert calibrate(Smeared(), [], PROCESSING, steps=(2, 5)) == ()
     assert calibrate(Certain(), made_up_pairs(1, deviation=0.1), PROCESSING, steps=(2,)) == ()
+
+
+def known_golden(*_: Any, **__: Any) -> Golden:
+    x_0, y = np.random.default_rng(20).random((2, 2, 1, 64, 64), np.float32)
+    return Golden(x_0, y, y, {steps: numpy_euler(x_0, y, share=SHARE, steps=steps) for steps in STEPS})
+
+
+def test_an_export_fits_the_scale_on_validation_scans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole export but for its network, in whose place the noisy graph stands."""
+    for name, known in (
+        ("load_weights", lambda *_: None),
+        ("make_golden", known_golden),
+        ("export_step", lambda *_, **__: step_graph(SHARE).SerializeToString()),
+    ):
+        monkeypatch.setattr(f"lfmri_export.export.{name}", known)
+    splits = (("s1", "train", "S"), *(("s2", "validation", axis) for axis in "RAS"), ("s3", "validation", "A"))
+    splits += (("s3", "validation", "S"), ("s4", "test", "S"))
+    pairs, folder, out = write_tiny_pairs(tmp_path / "pairs", splits), tmp_path / "run", tmp_path / "bundle"
+    folder.mkdir()
+    tiny_settings(pairs).save(folder)
+    (folder / "processing.json").write_text(render(PROCESSING))
+    (folder / "summary.json").write_text(json.dumps({"steps": 4}))
+    assert run(["export", str(folder), "--out", str(out), "--precision", "float32"]) == 0
+    bundle = open_bundle(out)
+    chosen = [row for row in read_pairs(pairs) if row.pair in ("s2-A", "s2-S", "s3-S")]  # the middles of thirds
+    step, held_out = open_backend(bundle, threads=1), working_pairs(pairs, chosen, PROCESSING)
+    expected = calibrate(step, held_out, PROCESSING, steps=(2, 5, 10))
+    found = bundle.contract.uncertainty
+    shown, card = capsys.readouterr().out, bundle.read("MODEL_CARD.md").decode()
+    for calibration, same in zip(found, expected, strict=True):
+        assert (calibration.scans, calibration.subjects) == (CALIBRATED_SCANS, ("s2", "s3"))
+        assert (calibration.steps, calibration.voxels) == (same.steps, same.voxels)
+        assert calibration.scale == pytest.approx(same.scale, rel=1e-3)
+        assert f"{calibration.steps:3d} steps: uncertainty scaled by {calibration.scale:.2f}" in shown
+        assert f"| {calibration.steps} | {calibration.scale:.2f} |" in card
