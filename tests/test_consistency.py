@@ -17,9 +17,9 @@ from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.consistency import THRESHOLD, Consistency, check, scan_matrices, simulate
 from lfmri_runtime.enhancer import Enhanced, Enhancer
 from lfmri_runtime.errors import UsageError
-from lfmri_runtime.files import read_json
 from lfmri_runtime.geometry import WorkingGrid
 from lfmri_runtime.noise import noise_sigma
+from lfmri_runtime.sidecar import read_sidecar
 from lfmri_trainer.simulation.scanner import add_noise, bias_field, thick_slices
 
 from .bundles import MakeBundle
@@ -206,7 +206,9 @@ def test_the_command_writes_the_map_and_the_number(
     assert run(["enhance", paths[0], "-o", paths[1], *options]) == 0
     written = nib.load(paths[2])
     np.testing.assert_allclose(written.affine, scan[1])
-    said = read_json(tmp_path / "out.json")["consistency"]
+    document = read_sidecar(tmp_path / "out.nii.gz")
+    assert document is not None
+    said = document["consistency"]
     data = written.get_fdata()
     assert said["rms"] == pytest.approx(np.sqrt(np.mean(data[data != 0] ** 2)), rel=1e-2)
     assert said["noise"] == pytest.approx(SIGMA, rel=0.05)
