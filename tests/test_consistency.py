@@ -194,7 +194,9 @@ def test_the_residual_lies_on_the_scans_voxels(
     assert two.residual is not None
     assert one.residual.shape == data.shape
     np.testing.assert_allclose(two.residual, one.residual[turn].transpose(2, 0, 1), atol=1e-2)
-    assert two.report["consistency"] == pytest.approx(one.report["consistency"], rel=1e-2, abs=1)
+    said, again = one.report["consistency"], two.report["consistency"]
+    assert again.pop("place_mm") == said.pop("place_mm")
+    assert again == pytest.approx(said, rel=1e-2)
 
 
 def test_the_command_writes_the_map_and_the_number(

@@ -37,8 +37,8 @@ def noise_sigma(scan: Float32Array, *, head: Mask, air: Mask, planes: tuple[int,
     inner = tuple(slice(1, -1) if axis in planes else slice(None) for axis in range(3))
     values, response = scan[inner], np.abs(response)
     for region, magnitude in ((air[inner], bool((values[air[inner]] >= 0).all())), (head[inner], False)):
-        # Where everything around a voxel is one value, the scan was filled or masked.
-        found = response[region & (response > 0)]
+        # Where a voxel is zero, or everything around it one value, the scan was filled or masked.
+        found = response[region & (values != 0) & (response > 0)]
         if len(found) >= FEWEST:
             return float(np.median(found)) / (MEDIAN_PER_SIGMA * _GAIN * (_RAYLEIGH if magnitude else 1.0))
     return None
