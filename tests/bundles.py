@@ -86,6 +86,7 @@ def contract(**changes: Any) -> Contract:
         "time_grid": "uniform",
         "steps": (1, 2, 5),
         "default_steps": 1,
+        "uncertainty": (),
         "inputs": inputs,
         "outputs": outputs,
         "processing": Processing(

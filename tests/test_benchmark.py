@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from lfmri.cli import run
 from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.calibration import Calibration
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.evaluation import COLUMNS
 from lfmri_runtime.evaluation.scores import MIN_COVERAGE
 from lfmri_runtime.page.article import Section, Table, write_article
 from lfmri_runtime.page.pictures import colour_table
-from lfmri_trainer.benchmark import results
+from lfmri_trainer.benchmark import calibration, results
 from lfmri_trainer.benchmark.cases import choose_sets, open_cases
 from lfmri_trainer.benchmark.figure import LARGEST_ERROR, LINE, WIDTH, draw_figure
 from lfmri_trainer.benchmark.provenance import command_line, commit
@@ -35,7 +37,7 @@ from .training_fixtures import SIDE, write_tiny_pairs
 PAIRS = (("s1", "train", "S"), ("s4", "test", "R"), ("s4", "test", "S"), ("s5", "test", "A"))
 SETS = ("--ind", "tiny", "--ood", "tiny-ood", "--ind-slices", "8", "--ood-slices", "200")
 FIT = ("--fit", "iqt-rf:patches=4000,trees=2,leaf=300")
-FILES = {"benchmark.md", "benchmark.html", "scores.csv", "differences.csv", "ind.png", "ood.png"}
+FILES = {"benchmark.md", "benchmark.html", "scores.csv", "differences.csv", "calibration.csv", "ind.png", "ood.png"}
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +50,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(make_bundle: MakeBundle) -> Path:
-    return make_bundle("noisy")
+    calibration = Calibration(steps=5, samples=6, scale=3.5, subjects=("v",), scans=1, voxels=9)
+    return make_bundle("noisy", uncertainty=(calibration,))
 
 
 @pytest.fixture(scope="module")
 def arguments(pairs: Path, bundle: Path) -> list[str]:
-    options = ["--pairs", str(pairs), "--bundle", str(bundle), "--steps", "1,5", "--threads", "1"]
-    return ["benchmark", *options, *SETS, *FIT, "--methods", "iqt-rf,flow"]
+    options = ["--pairs", str(pairs), "--bundle", str(bundle), "--steps", "1,5", "--uncertainty-steps", "2,5"]
+    return ["benchmark", *options, "--threads", "1", *SETS, *FIT, "--methods", "iqt-rf,flow"]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +151,7 @@ def section(made: Path, heading: str) -> str:
 
 def test_the_tables_say_what_they_hold(made: Path, bundle: Path) -> None:
     made_how = section(made, "How it was made")
-    assert "Command: lfmri benchmark --pairs pairs --bundle bundle --steps 1,5 --threads 1 --ind tiny" in made_how
+    assert "Command: lfmri benchmark --pairs pairs --bundle bundle --steps 1,5 --uncertainty-steps 2,5" in made_how
     assert f"Commit: {commit()}." in made_how
     assert "by-hand was trained on nobody." in made_how
     scores = section(made, "InD: scores")
@@ -229,6 +232,34 @@ def test_errors_are_coloured_on_one_scale() -> None:
     assert np.abs(shown.astype(int) - 128).max() <= 1
 
 
+def test_calibration_is_that_of_the_contracts_scale(made: Path, bundle: Path) -> None:
+    """Coverage, bins and rank correlation again, from the voxels that were kept."""
+    lines = lines_of(made / "calibration.csv")
+    for name, pairs, steps, scale in (("InD", ("s4-R", "s4-S"), 5, 3.5), ("OOD", ("s5-A",), 2, 1.0)):
+        folder = made / "results" / name / f"uncertainty-{steps}"
+        assert {path.stem for path in folder.iterdir()} == set(pairs)
+        error, std = np.concatenate([np.load(folder / f"{pair}.npz")["voxels"] for pair in pairs], axis=1)
+        own = [x for x in lines if (x["set"], x["steps"]) == (name, str(steps))]
+        assert {(x["samples"], float(x["scale"])) for x in own} == {("6", scale)}
+        covered = {float(x["predicted"]): float(x["found"]) for x in own if x["measure"] == "coverage"}
+        assert covered == {
+            level: pytest.approx(np.mean(np.abs(error) / (scale * std) <= z), abs=2e-3)
+            for level, z in ((0.5, 0.67449), (0.8, 1.28155), (0.9, 1.64485), (0.95, 1.95996))
+        }
+        bins = np.array([(x["predicted"], x["found"]) for x in own if x["measure"] == "deviation"], float)
+        assert (np.diff(bins[:, 0]) > 0).all()
+        means = np.sqrt(np.mean([(scale * std).astype(float) ** 2, error.astype(float) ** 2], axis=1))
+        np.testing.assert_allclose(np.sqrt((bins**2).mean(axis=0)), means, rtol=0.01)
+        (rank,) = [float(x["found"]) for x in own if x["measure"] == "rank correlation"]
+        assert rank == pytest.approx(stats.spearmanr(np.abs(error), std).statistic, abs=1e-4)
+        row = rf"\| {steps} \| {'3.50' if scale > 1 else '1 .bare.'} \| {covered[0.5]:.1%} \|"
+        assert re.search(row, section(made, f"{name}: calibration"))
+        assert "by-hand has no calibration for 2 steps" in section(made, f"{name}: calibration")
+        assert f"| {bins[-1, 0]:.4f} | {bins[-1, 1]:.4f} |" in section(
+            made, f"{name}: error against predicted deviation"
+        )
+
+
 class CountedMethods:
     """Counts the pairs that are really enhanced and scored; stops at one of them."""
 
@@ -257,8 +288,9 @@ def test_a_benchmark_that_was_stopped_gives_the_same_tables(
     counted = CountedMethods(monkeypatch)
     assert run([*arguments, "--out", str(out), "--resume"]) == 0
     assert counted.count == 12 - 5, "four methods on three scans, of which five were kept"
-    for name in ("scores.csv", "differences.csv", "ind.png", "ood.png"):
+    for name in ("scores.csv", "differences.csv", "calibration.csv", "ind.png", "ood.png"):
         assert (out / name).read_bytes() == (made / name).read_bytes(), name
+    monkeypatch.setattr(calibration, "crossings", None)
     assert run([*arguments, "--out", str(out), "--resume"]) == 0
     assert counted.count == 12 - 5, "nothing is computed twice"
 
@@ -299,6 +331,8 @@ def test_a_fitted_baseline_is_used_again_but_not_for_other_settings(
         (["--steps", "1,x"], 2, "expected different numbers"),
         (["--steps", "0"], 2, "expected different numbers"),
         (["--steps", "2,2"], 2, "expected different numbers"),
+        (["--uncertainty-steps", "1,2"], 2, "expected different numbers from 2"),
+        (["--samples", "1"], 2, "expected at least 2 draws"),
         (["--quick"], 2, "either --pairs DIR"),
         (["--ind", "other", "--ood", "another"], 3, "has the preset other or another"),
         (["--pairs", "nowhere"], 3, "nowhere/pairs.csv not found"),
@@ -360,4 +394,4 @@ def test_quick_needs_no_pairs_and_the_shipped_model_looks_better_than_interpolat
     headings = re.findall(r"^## (.*)$", (out / "benchmark.md").read_text(encoding="utf-8"), re.M)
     sections = ("scores", "paired differences", "reconstructions and absolute errors")
     assert headings == ["How it was made", *(f"InD: {name}" for name in sections), "Methods", "Data"]
-    assert {path.name for path in out.iterdir()} == (FILES - {"ood.png"}) | {"results", "sample"}
+    assert {path.name for path in out.iterdir()} == (FILES - {"ood.png", "calibration.csv"}) | {"results", "sample"}

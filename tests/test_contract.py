@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lfmri_runtime.calibration import Calibration
 from lfmri_runtime.contract import SCHEMA, ArraySpec, Contract, Processing, decode, parse_contract, render
 from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
@@ -22,6 +23,7 @@ CONTRACT = Contract(
     time_grid="uniform",
     steps=(1, 3, 10),
     default_steps=3,
+    uncertainty=(Calibration(steps=3, samples=6, scale=1.75, subjects=("c",), scans=4, voxels=5_000),),
     inputs=(
         ArraySpec(name="x_t", dtype="float32", shape=("batch", "1", "8*h", "8*w"), range=None),
         ArraySpec(name="y", dtype="float32", shape=("batch", "1", "8*h", "8*w"), range=(0.0, 2.5)),
@@ -134,6 +136,7 @@ def test_a_schema_that_only_equals_ours_is_refused(schema: object) -> None:
         (lambda d: d["processing"], "contract.json.processing"),
         (lambda d: d["processing"]["low_field"], "contract.json.processing.low_field"),
         (lambda d: d["inputs"][1], "contract.json.inputs[1]"),
+        (lambda d: d["uncertainty"][0], "contract.json.uncertainty[0]"),
     ],
 )
 def test_an_unknown_key_is_refused(place: Callable[[dict[str, Any]], dict[str, Any]], where: str) -> None:
@@ -194,6 +197,12 @@ def test_a_range_holds_two_numbers(value: object) -> None:
 @pytest.mark.parametrize("prediction", ["", "x_0", "X_1", "noise" * 500])
 def test_an_unknown_prediction_is_refused(prediction: str) -> None:
     assert "expected one of x_1, velocity" in refusal(lambda d: d.update(prediction=prediction))
+
+
+@pytest.mark.parametrize("scale", [0, -1.5])
+def test_a_scale_of_the_uncertainty_is_above_zero(scale: float) -> None:
+    message = refusal(lambda d: d["uncertainty"][0].update(scale=scale))
+    assert f"uncertainty[0].scale is {scale:g}; expected above 0" in message
 
 
 def test_a_long_value_is_shortened_in_the_message() -> None:

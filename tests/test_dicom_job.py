@@ -59,6 +59,8 @@ def test_a_folder_is_enhanced_and_the_rest_is_named(enhance: Lines, tmp_path: Pa
     assert notes.splitlines() == [
         "lfmri: note: 1 of 25 files are no DICOM images or damaged, and were left out",
         "lfmri: note: series 2 of 2 (12 files) was passed by: a localiser",
+        "lfmri: note: the bundle has no calibration for 1 Euler step: the uncertainty is the bare standard deviation "
+        "over samples",
     ]
     (folder,) = [path for path in out.iterdir() if path.is_dir()]
     assert said == f"wrote {folder}\n"

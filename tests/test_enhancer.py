@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from lfmri_runtime.backends import Step
 from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.calibration import Calibration
 from lfmri_runtime.enhancer import Enhanced, Enhancer, interpolate
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 from lfmri_runtime.slices import noise_volume, padded_shape, plane_normals
@@ -255,6 +256,40 @@ def test_one_sample_has_no_deviation(noisy: Enhancer, scan: Scan) -> None:
     assert enhanced.std.min() >= 0
 
 
+@pytest.mark.parametrize(
+    ("steps", "samples", "thick_axis", "scale", "note"),
+    [
+        (2, 3, "auto", 1.75, ""),
+        (2, 4, "auto", 1.75, ""),
+        (2, 2, "auto", 1.75, "was fitted with 3 samples, 2 were taken"),
+        (2, 3, "none", 1.75, "was fitted on scans with a thick axis"),
+        (5, 3, "auto", 1.0, "has no calibration for 5 Euler steps, only for 2: "),
+    ],
+)
+def test_the_deviation_is_scaled_by_the_contract(
+    make_bundle: MakeBundle,
+    noisy: Enhancer,
+    scan: Scan,
+    steps: int,
+    samples: int,
+    thick_axis: str,
+    scale: float,
+    note: str,
+) -> None:
+    calibration = Calibration(steps=2, samples=3, scale=1.75, subjects=("v",), scans=1, voxels=9)
+    calibrated = Enhancer(open_bundle(make_bundle("noisy", uncertainty=(calibration,))), threads=1)
+    settings: dict[str, Any] = {"steps": steps, "samples": samples, "thick_axis": thick_axis, "grid": "input"}
+    bare, found = (enhancer.enhance(*scan, **settings) for enhancer in (noisy, calibrated))
+    assert bare.std is not None
+    np.testing.assert_allclose(found.std, np.float32(scale) * bare.std, rtol=1e-5, atol=1e-6 * bare.std.max())
+    np.testing.assert_array_equal(found.mean, bare.mean)
+    assert found.report["uncertainty"] == {"scale": scale, "calibrated": not note}
+    assert len(found.notes) == bool(note)
+    assert note in "".join(found.notes)
+    (without,) = bare.notes
+    assert f"the bundle has no calibration for {steps} Euler steps: the uncertainty is the bare" in without
+
+
 @pytest.mark.parametrize(("batch", "threads"), [(1, 1), (3, 1), (4, 2), (64, 2)])
 def test_batches_and_threads_change_nothing(
     noisy: Enhancer, noisy_bundle: Path, scan: Scan, batch: int, threads: int
@@ -295,9 +330,11 @@ def test_the_report_says_what_ran(noisy: Enhancer, scan: Scan) -> None:
         "thick_axis": "S",
         "backend": {"name": "onnxruntime", "provider": "CPUExecutionProvider", "precision": "float32"},
         "consistency": {"largest": None, "threshold": 10.0, "place_mm": None, "rms": None, "noise": None},
+        "uncertainty": {"scale": 1.0, "calibrated": False},
     }
     assert set(seconds) == {"prepare", "network", "loop", "check", "restore"}
     assert min(seconds.values()) >= 0
+    assert "uncertainty" not in noisy.enhance(*scan).report, "of one sample"
     assert noisy.enhance(*scan).report["steps"] == 1, "the contract's default"
 
 

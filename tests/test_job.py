@@ -183,7 +183,9 @@ def test_the_sidecar_says_how_it_was_made(enhancer: Enhancer, scan: Path, tmp_pa
     assert document["versions"] == {"python": platform.python_version(), **libraries}
     assert document["trained_on"] == ["nobody"]
     assert document["intended_use"] == "Tests."
-    assert document["notes"] == []
+    assert document["uncertainty"] == {"scale": 1.0, "calibrated": False}
+    (note,) = document["notes"]
+    assert "the bundle has no calibration" in note
 
 
 def test_the_sidecars_scale_is_the_enhanced_scans(enhancer: Enhancer, scan: Path, tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_the_bundle_is_verified_and_says_what_it_was_trained_on(line: Path) -> N
     assert contract.precision == "float16"
     assert contract.training["training_subjects"] == ["mni152"]
     assert contract.training["steps"] == 50
+    assert contract.uncertainty == (), "the one subject was trained on"
+    assert "Not calibrated" in (line / "bundle" / "MODEL_CARD.md").read_text()
     assert {row["steps"] for row in contract.training["parity"]} == {1, 2, 5, 10}
     assert min(row["psnr"] for row in contract.training["parity"]) >= 60
 

@@ -18,7 +18,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import lfmri_trainer.calibration as calibration_module
 import lfmri_trainer.train as train_module
+from lfmri.cli import run as run_command
+from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.contract import Processing, decode
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_trainer.flow import flow_matching_loss
@@ -533,3 +536,20 @@ def test_the_bar_is_taken_down_after_an_error(
     with stopping(1, CrashError()), pytest.raises(CrashError):
         train(settings, tmp_path / "run")
     assert [bar.bar for bar in bars] == [None]
+
+
+def test_an_export_fits_the_uncertainty_on_the_validation_split(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibration_module, "SAMPLES", 2)
+    assert run_command(["export", str(run), "--out", str(tmp_path / "bundle")]) == 0
+    bundle = open_bundle(tmp_path / "bundle")
+    found = bundle.contract.uncertainty
+    assert [calibration.steps for calibration in found] == [2, 5, 10]
+    shown, card = capsys.readouterr().out, bundle.read("MODEL_CARD.md").decode()
+    for calibration in found:
+        assert (calibration.subjects, calibration.scans, calibration.samples) == (("s3",), 1, 2)
+        assert calibration.scale > 0
+        assert calibration.voxels > 100
+        assert f"{calibration.steps:3d} steps: uncertainty scaled by {calibration.scale:.2f}" in shown
+        assert f"| {calibration.steps} | {calibration.scale:.2f} |" in card

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lfmri_export.gate import Parity
+from lfmri_runtime.calibration import FITTED_LEVEL, Calibration
 from lfmri_runtime.contract import Contract
 from lfmri_trainer.simulation.presets import OUT_OF_DISTRIBUTION_MEAN, PRESETS, T1W_MEAN
 
@@ -46,6 +47,10 @@ def model_card(contract: Contract, parity: Sequence[Parity]) -> str:
             for row in parity
         ),
         "",
+        "## Uncertainty",
+        "",
+        *_uncertainty(contract.uncertainty),
+        "",
         "## Limits",
         "",
         "- Trained on a handful of adults or on anatomies synthesised from label maps:",
@@ -55,6 +60,21 @@ def model_card(contract: Contract, parity: Sequence[Parity]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _uncertainty(known: Sequence[Calibration]) -> list[str]:
+    if not known:
+        return ["Not calibrated: the run had no validation scans. The map is the bare standard deviation over samples."]
+    first = known[0]
+    return [
+        f"The standard deviation over {first.samples} samples times this scale: {FITTED_LEVEL:.0%} of {first.voxels:,}",
+        f"voxels with signal in {first.scans} validation scans ({', '.join(first.subjects)}) lie in the interval of",
+        f"{FITTED_LEVEL:.0%} that it gives, both planes averaged. Other scanners, noise or lesions were not asked.",
+        "",
+        "| Euler steps | scale |",
+        "| --- | --- |",
+        *(f"| {calibration.steps} | {calibration.scale:.2f} |" for calibration in known),
+    ]
 
 
 def _preset(name: str) -> str:

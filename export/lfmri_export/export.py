@@ -4,7 +4,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,36 @@ from lfmri_export.card import INTENDED_USE, model_card
 from lfmri_export.gate import Parity, check_parity, check_structure, measure_parity
 from lfmri_export.golden import STEPS, Golden, make_golden
 from lfmri_export.graph import OPSET, array_specs, export_step, half_weights, parameter_precision
-from lfmri_runtime.backends import open_backend
+from lfmri_runtime.backends import Step, open_backend
 from lfmri_runtime.bundle import CARD, CONTRACT, GOLDEN, SEAL, STEP, open_bundle, seal_of
+from lfmri_runtime.calibration import Calibration
 from lfmri_runtime.contract import SCHEMA, Contract, Processing, decode, render
 from lfmri_runtime.errors import BundleRefused, TryAgainLater, UsageError
+from lfmri_trainer.calibration import Progress, calibrate
 from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.network.unet import parameter_count
 from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
+from lfmri_trainer.simulation.pairs import read_pairs
 from lfmri_trainer.train import PROCESSING, SUMMARY
 from lfmri_trainer.weights import load_weights
+from lfmri_trainer.working import WorkingPair, working_pairs
 
 PRECISIONS = ("float16", "float32")
+#: Scans of the validation split that the uncertainty is fitted on, evenly spread over its table, so that every preset
+#: has some; with the slices and samples of each, an export of the published network stays within minutes.
+CALIBRATED_SCANS = 3
 
 
 def export(
-    run: Path, out: Path, *, name: str, version: str, licence: str, precision: str, pairs: Path | None = None
+    run: Path,
+    out: Path,
+    *,
+    name: str,
+    version: str,
+    licence: str,
+    precision: str,
+    pairs: Path | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> list[Parity]:
     """Write a bundle.
 
@@ -40,7 +57,9 @@ def export(
         version: of the model.
         licence: SPDX expression.
         precision: of the weights, float16 or float32.
-        pairs: folder of pairs for the golden slices; None takes the one that the run was trained with.
+        pairs: folder of pairs for the golden slices and the uncertainty; None takes the one that the run was trained
+            with.
+        progress: of fitting the uncertainty, called with (scans done, scans in all).
 
     Returns:
         the parity that was measured.
@@ -59,7 +78,8 @@ def export(
     settings.check()
     network = build_network(settings.preset).eval()
     load_weights(network, run)
-    golden = make_golden(network, pairs or Path(settings.pairs), processing, prediction=settings.prediction)
+    folder = pairs or Path(settings.pairs)
+    golden = make_golden(network, folder, processing, prediction=settings.prediction)
     model = half_weights(network) if precision == "float16" else network
     inputs, outputs = array_specs(processing.multiple, y_limit=processing.low_field.limit)
     contract = Contract(
@@ -75,6 +95,7 @@ def export(
         time_grid="uniform",
         steps=STEPS,
         default_steps=STEPS[0],
+        uncertainty=(),
         inputs=inputs,
         outputs=outputs,
         processing=processing,
@@ -82,10 +103,22 @@ def export(
         intended_use=INTENDED_USE,
         files={},
     )
-    return _write(out, contract, export_step(model, prediction=settings.prediction), golden)
+    fit = partial(
+        calibrate, pairs=_calibrated_pairs(folder, processing), processing=processing, steps=STEPS, progress=progress
+    )
+    return _write(out, contract, export_step(model, prediction=settings.prediction), golden, fit=fit)
 
 
-def _write(out: Path, contract: Contract, step: bytes, golden: Golden) -> list[Parity]:
+def _calibrated_pairs(folder: Path, processing: Processing) -> list[WorkingPair]:
+    """Validation pairs for the uncertainty; none where the split is empty."""
+    rows = sorted((row for row in read_pairs(folder) if row.split == "validation"), key=lambda row: row.pair)
+    count = min(CALIBRATED_SCANS, len(rows))
+    return working_pairs(folder, [rows[(2 * n + 1) * len(rows) // (2 * count)] for n in range(count)], processing)
+
+
+def _write(
+    out: Path, contract: Contract, step: bytes, golden: Golden, *, fit: Callable[[Step], tuple[Calibration, ...]]
+) -> list[Parity]:
     """Assemble the bundle in a folder beside `out`, open it as the runtime would, and move it there if it passes."""
     check_structure(onnx.load_from_string(step), contract.inputs, contract.outputs, opset=OPSET)
     try:
@@ -98,9 +131,10 @@ def _write(out: Path, contract: Contract, step: bytes, golden: Golden) -> list[P
         with (place / GOLDEN).open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, **golden.arrays())
         _seal(place, contract, [])
-        parity = measure_parity(open_backend(open_bundle(place)), golden.x_0, golden.y, golden.results, golden.x_1)
+        opened = open_backend(open_bundle(place))
+        parity = measure_parity(opened, golden.x_0, golden.y, golden.results, golden.x_1)
         check_parity(parity, precision=contract.precision)
-        _seal(place, contract, parity)
+        _seal(place, replace(contract, uncertainty=fit(opened)), parity)
         open_bundle(place)
         place.chmod(0o755)
         place.rename(out)

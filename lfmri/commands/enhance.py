@@ -27,7 +27,7 @@ from lfmri_runtime.errors import UsageError
     "--seed", default=0, show_default=True, type=int, help="Seed of the noise; the same seed gives the same bytes."
 )
 @click.option(
-    "--uncertainty", type=click.Path(path_type=Path), help="Where to write the standard deviation over samples."
+    "--uncertainty", type=click.Path(path_type=Path), help="Where to write one standard deviation of the error."
 )
 @click.option(
     "--residual",

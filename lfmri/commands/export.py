@@ -40,7 +40,11 @@ DEFAULT_PROFILE = "1x{0}x{0},2x192x192,4x384x384"
     type=click.Choice(["float16", "float32"]),
     help="Of the weights.",
 )
-@click.option("--pairs", type=click.Path(path_type=Path), help="Pairs for the golden slices.  [default: the run's]")
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    help="Pairs for the golden slices and the uncertainty.  [default: the run's]",
+)
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine of a bundle on this machine's GPU.")
 @click.option("--trt-rtx", is_flag=True, help="Build TensorRT-RTX engines of a bundle for RTX cards; needs no GPU.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Bundle of the engine.  [default: the built-in one]")
@@ -82,12 +86,21 @@ def _check(context: click.Context, mode: str) -> None:
 def _export_bundle(run: Path | None, *, out: Path | None, name: str | None, **options: Any) -> None:
     if run is None or out is None:
         raise UsageError("expected RUN --out BUNDLE for a bundle, or --trt or --trt-rtx for engines")
+    from lfmri_runtime.bundle import open_bundle
+
     module = require("lfmri_export.export", extra="export")
-    for row in module.export(run, out, name=name or out.name, **options):
+    with progress_bar("exporting") as progress:
+        parity = module.export(run, out, name=name or out.name, progress=progress, **options)
+    for row in parity:
         click.echo(
             f"{row.steps:3d} steps: {row.psnr:.1f} dB against the PyTorch sampler, SSIM differs by "
             f"{row.ssim_difference:.1e}, LPIPS by {row.lpips_difference:.1e}"
         )
+    known = open_bundle(out).contract.uncertainty
+    for calibration in known:
+        click.echo(f"{calibration.steps:3d} steps: uncertainty scaled by {calibration.scale:.2f}")
+    if not known:
+        click.echo("no validation scan to fit an uncertainty on: its map will be the bare deviation over samples")
     click.echo(f"wrote {out}")
 
 

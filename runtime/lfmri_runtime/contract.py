@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfmri_runtime import decoding
+from lfmri_runtime.calibration import Calibration
 from lfmri_runtime.decoding import Mismatch, shorten
 from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
 
 #: The schema that this version reads and writes.
-SCHEMA = 2
+SCHEMA = 3
 #: What the network's output may be read as.
 PREDICTIONS = ("x_1", "velocity")
 #: A contract is a few kilobytes; more than this is not one.
@@ -74,6 +75,8 @@ class Contract:
         time_grid: spacing of the Euler steps.
         steps: numbers of steps that were verified; golden.npz holds a result for each.
         default_steps: what `lfmri enhance` takes when nothing is asked.
+        uncertainty: what the standard deviation over samples is multiplied by, for the numbers of steps that were
+            calibrated; empty where the run had no validation pairs.
         inputs: of step.onnx.
         outputs: of step.onnx.
         processing: from scan to network and back.
@@ -94,6 +97,7 @@ class Contract:
     time_grid: str
     steps: tuple[int, ...]
     default_steps: int
+    uncertainty: tuple[Calibration, ...]
     inputs: tuple[ArraySpec, ...]
     outputs: tuple[ArraySpec, ...]
     processing: Processing
@@ -106,7 +110,7 @@ def parse_contract(text: str) -> Contract:
     """Read a contract.
 
     Raises:
-        BundleRefused: not JSON, of another schema, or not exactly the expected keys and types.
+        BundleRefused: not JSON, of another schema, not exactly the expected keys and types, or a value out of range.
     """
     try:
         document = json.loads(text)
@@ -123,6 +127,11 @@ def parse_contract(text: str) -> Contract:
         raise BundleRefused(
             f"contract.json: prediction is {shorten(contract.prediction)}; expected one of {', '.join(PREDICTIONS)}"
         )
+    for number, calibration in enumerate(contract.uncertainty):
+        if calibration.scale <= 0:
+            raise BundleRefused(
+                f"contract.json: uncertainty[{number}].scale is {calibration.scale:g}; expected above 0: export again"
+            )
     return contract
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lfmri_runtime import consistency
 from lfmri_runtime.backends import REFERENCE, Step, open_backend
 from lfmri_runtime.bundle import Bundle, open_bundle
+from lfmri_runtime.calibration import describe_uncertainty
 from lfmri_runtime.choice import choose
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 from lfmri_runtime.geometry import AXES, WorkingGrid, hidden_thick_axis, thick_axis_of
@@ -38,7 +39,9 @@ class Enhanced:
 
     Attributes:
         mean: mean of the samples.
-        std: their standard deviation for each voxel; None for one sample.
+        std: one standard deviation of the error for each voxel: that of the samples, times the contract's scale for
+            the number of steps. 90 % of the voxels of scans like the validation scans lie within 1.645 of it. Where
+            the report's uncertainty is not calibrated, a note says why. None for one sample.
         affine: of both, voxel to mm.
         scale: intensity that the standard scale's 1 stands for.
         report: what ran, as plain values.
@@ -118,7 +121,7 @@ class Enhancer:
             data: (i, j, k), magnitude image in any unit and voxel order.
             affine: voxel to mm, RAS+.
             steps: of the Euler method; None takes the contract's default. One step gives the posterior mean.
-            samples: draws of x_0; their mean and standard deviation are returned.
+            samples: draws of x_0; their mean and scaled standard deviation are returned.
             seed: of the noise.
             grid: isotropic gives the working grid (the contract's voxel size), input the scan's own grid.
             thick_axis: auto reads it from the voxel sizes; R, A or S names it; none cuts all three planes.
@@ -164,7 +167,15 @@ class Enhancer:
         checked = time.perf_counter()
         mean *= np.float32(scale)
         output, output_affine = _onto(place, mean, grid, affine)
-        deviation = None if std is None else _onto(place, std * np.float32(scale), grid, affine)[0].clip(min=0)
+        uncertainty: dict[str, Any] = {}
+        deviation = None
+        if std is not None:
+            uncertainty, remarks = describe_uncertainty(
+                self.bundle.contract.uncertainty, steps=steps, samples=samples, thick_axis=thick
+            )
+            std *= np.float32(scale * uncertainty["scale"])
+            deviation = _onto(place, std, grid, affine)[0].clip(min=0)
+            notes += remarks
         seconds = {
             "prepare": prepared - started,
             "network": self.step.seconds,
@@ -182,6 +193,8 @@ class Enhancer:
             "consistency": consistent,
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
+        if uncertainty:
+            report["uncertainty"] = uncertainty
         residual = None if found is None else place.from_ras(found.residual)
         return Enhanced(output, deviation, output_affine, scale, report, (*self.notes, *notes, *warned), residual)
 

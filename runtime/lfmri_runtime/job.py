@@ -27,7 +27,7 @@ class Outputs:
 
     Attributes:
         scan: the enhanced scan; its sidecar lies beside it.
-        uncertainty: the standard deviation over samples; None writes none.
+        uncertainty: the scaled standard deviation over samples; None writes none.
         page: the HTML page; None writes none.
         residual: what of the scan the enhanced one does not explain, on the scan's grid; None writes none.
     """

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 
-from lfmri_runtime.files import write_text
-
-_HERE = Path(__file__).parent
+from lfmri_runtime.page.frame import write_frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +38,7 @@ def write_article(path: Path, *, title: str, sections: Sequence[Section]) -> Non
     Raises:
         TryAgainLater: as `files.atomic_write`.
     """
-    page = Template((_HERE / "article.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title),
-        style=(_HERE / "style.css").read_text(encoding="utf-8"),
-        sections="\n".join(_section(section) for section in sections),
-    )
-    write_text(path, page)
+    write_frame(path, title=title, content="\n".join(_section(section) for section in sections))
 
 
 def _section(section: Section) -> str:

@@ -1,11 +1,5 @@
-"""The HTML document around the pictures: template, style and script are files of this package.
+"""The page that shows volumes side by side; whatever comes from outside is escaped."""
 
-The page loads nothing: a content security policy forbids every fetch, and allows only the one script by its hash.
-Whatever comes from outside is escaped.
-"""
-
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -18,10 +12,9 @@ from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.evaluation import Evaluation
 from lfmri_runtime.evaluation.scores import PLANES as AXIS_PLANES
 from lfmri_runtime.evaluation.tables import column_label, shared_columns, summary_cell
-from lfmri_runtime.files import write_text
+from lfmri_runtime.page.frame import FOLDER, write_frame
 from lfmri_runtime.page.pictures import COLOURS, Kind, Panel, Pictures, Window, draw, find_windows
 
-_HERE = Path(__file__).parent
 _LEGENDS: dict[Kind, str] = {"image": "Intensity", "error": "Absolute error", "uncertainty": "Uncertainty (std)"}
 
 
@@ -53,20 +46,20 @@ def write_page(
     _check(volumes, voxel_size)
     windows = find_windows(volumes)
     drawn = draw(volumes, windows)
-    script = (_HERE / "script.js").read_text(encoding="utf-8")
-    page = Template((_HERE / "template.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
-        style=(_HERE / "style.css").read_text(encoding="utf-8"),
+    content = Template((FOLDER / "comparison.html").read_text(encoding="utf-8")).substitute(
         legends="\n".join(_legend(kind, window) for kind, window in windows.items()),
         stride=drawn[0].stride,
         planes="\n".join(_plane(pictures, volumes, voxel_size) for pictures in drawn),
         figures=_figures(figures) if figures else "",
         settings=_settings(settings) if settings else "",
-        data=json.dumps([pictures.jpegs for pictures in drawn], separators=(",", ":")),
-        script=script,
     )
-    write_text(path, page)
+    write_frame(
+        path,
+        title=title,
+        content=content,
+        data=json.dumps([pictures.jpegs for pictures in drawn], separators=(",", ":")),
+        script=(FOLDER / "script.js").read_text(encoding="utf-8"),
+    )
 
 
 def _legend(kind: Kind, window: Window) -> str:

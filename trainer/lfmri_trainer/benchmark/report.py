@@ -12,6 +12,8 @@ from lfmri_runtime.geometry import AXES
 from lfmri_runtime.lpips import Lpips
 from lfmri_runtime.page.article import Section, Table, write_article
 from lfmri_trainer.baselines.method import Method
+from lfmri_trainer.benchmark.calibration import Measured, calibration_csv, calibration_sections
+from lfmri_trainer.benchmark.consistency import Checked, consistency_csv, consistency_section
 from lfmri_trainer.benchmark.figure import draw_figure
 from lfmri_trainer.benchmark.intervals import CONFIDENCE
 from lfmri_trainer.benchmark.provenance import commit, hashes
@@ -36,12 +38,14 @@ def write_report(
     out: Path,
     every: Sequence[SetResults],
     methods: Sequence[Method],
+    measured: Sequence[Measured],
+    checked: Sequence[Checked],
     *,
     pairs: Path,
     bundle: Bundle,
     command: str,
 ) -> list[Path]:
-    """Write benchmark.md, benchmark.html, scores.csv, differences.csv and a PNG for each set.
+    """Write benchmark.md, benchmark.html, the CSV files (those of checks where they were made) and a PNG for each set.
 
     Returns:
         the files, the page last.
@@ -66,12 +70,21 @@ def write_report(
             ),
             Section(heading=f"{name}: reconstructions and absolute errors", picture=picture),
         ]
-    sections += [_notes(methods), _data(hashes(pairs, bundle, every))]
+    sections += [
+        *calibration_sections(bundle, measured),
+        *consistency_section(checked),
+        _notes(methods),
+        _data(hashes(pairs, bundle, every)),
+    ]
     texts = {
         REPORT: _markdown(title, sections, list(pictures)),
         "scores.csv": scores_csv(every, methods),
         "differences.csv": differences_csv(found),
     }
+    if measured:
+        texts["calibration.csv"] = calibration_csv(measured)
+    if checked:
+        texts["consistency.csv"] = consistency_csv(checked)
     for name, text in texts.items():
         write_text(out / name, text)
     for name, content in pictures.items():

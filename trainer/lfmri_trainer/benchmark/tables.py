@@ -117,7 +117,7 @@ def scores_csv(every: Sequence[SetResults], methods: Sequence[Method]) -> str:
                 for n, index in enumerate(result.indices):
                     scores = [repr(float(result.scores[column.key][n])) for column in COLUMNS]
                     lines.append([results.test_set.name, method.key, scan.pair.pair, int(index), *scores])
-    return _csv(["set", "method", "pair", "slice", *(column.key for column in COLUMNS)], lines)
+    return csv_text(["set", "method", "pair", "slice", *(column.key for column in COLUMNS)], lines)
 
 
 def differences_csv(found: Sequence[Difference]) -> str:
@@ -127,10 +127,11 @@ def differences_csv(found: Sequence[Difference]) -> str:
         for d in found
         for key, i in d.intervals.items()
     ]
-    return _csv(["set", "method", "minus", "score", "mean", f"low_{CONFIDENCE}", f"high_{CONFIDENCE}"], lines)
+    return csv_text(["set", "method", "minus", "score", "mean", f"low_{CONFIDENCE}", f"high_{CONFIDENCE}"], lines)
 
 
-def _csv(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+def csv_text(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """Lines below their head, as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *lines])
     return text.getvalue()

@@ -1,0 +1,122 @@
+"""The uncertainty's scale: fitted in closed form, and on the voxels and with the values that enhancing gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from lfmri_runtime.backends import Step, open_backend
+from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.enhancer import Enhancer
+from lfmri_runtime.errors import InputRefused
+from lfmri_runtime.volume import read_scan
+from lfmri_trainer.calibration import SAMPLES, SLICES, calibrate, coverage, crossings, fit_scale
+from lfmri_trainer.simulation.pairs import low_path, read_pairs
+from lfmri_trainer.working import WorkingPair, working_pairs
+
+from .bundles import SHARE, MakeBundle, contract
+from .training_fixtures import SIDE, parameters, write_tiny_pairs
+
+Float32Array = NDArray[np.float32]
+PROCESSING = contract().processing
+
+
+class Smeared(Step):
+    """Predicts y and shares of x_t and of its neighbour along the columns, so that the planes differ."""
+
+    name = provider = precision = "smeared"
+    seconds = 0.0
+
+    def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
+        x_1 = 1.5 * y + np.float32(0.2) * x_t + np.float32(0.3) * np.roll(x_t, 1, axis=-1)
+        moved: Float32Array = x_t + np.float32(dt / (1 - t)) * (x_1 - x_t)
+        return moved
+
+
+@pytest.mark.parametrize("axis", ["R", "A", "S"])
+def test_crossings_are_what_enhancing_gives(make_bundle: MakeBundle, tmp_path: Path, axis: str) -> None:
+    folder = write_tiny_pairs(tmp_path / "pairs", (("s1", "validation", axis),))
+    (row,) = read_pairs(folder)
+    (pair,) = working_pairs(folder, [row], PROCESSING)
+    found = crossings(Smeared(), pair, PROCESSING, steps=2, samples=3)
+    scan = read_scan(low_path(folder, row))
+    enhancer = Enhancer(open_bundle(make_bundle()), step=Smeared())
+    enhanced = enhancer.enhance(scan.data, scan.affine, steps=2, samples=3)
+    assert enhanced.std is not None
+    lines = np.ix_(*found.indices)
+    for name, volume in (("mean", enhanced.mean), ("std", enhanced.std)):
+        expected = np.moveaxis(volume, "RAS".index(axis), -1)[lines] / enhanced.scale
+        assert expected.shape == (SLICES, SLICES, SIDE - 3)
+        # y is kept in half precision among the pairs, which all samples share.
+        np.testing.assert_allclose(getattr(found, name), expected, atol={"mean": 2e-3, "std": 1e-5}[name])
+    assert (found.mean == PROCESSING.high_field.limit).any(), "so that clipping is seen"
+    assert found.mean.min() == 0
+    assert found.std.mean() > 0.05
+    np.testing.assert_array_equal(found.truth, np.moveaxis(pair.target, "RAS".index(axis), -1)[lines][..., : SIDE - 3])
+    np.testing.assert_array_equal(found.inside, found.truth > 0.05)
+    for indices in found.indices:
+        assert 5 < indices.min() < SIDE / 2 < indices.max() < SIDE - 5, "in the head and on both sides of its middle"
+
+
+def test_a_pair_without_signal_is_refused() -> None:
+    empty = np.zeros((SIDE,) * 3, np.float16)
+    with pytest.raises(InputRefused, match="s1-S: no slice holds signal"):
+        crossings(
+            Smeared(), WorkingPair(parameters("s1", "validation", "S"), empty, empty), PROCESSING, steps=2, samples=2
+        )
+
+
+def test_a_known_deviation_gives_its_scale_and_its_coverages() -> None:
+    rng = np.random.default_rng(1)
+    std = rng.uniform(0.01, 0.2, 200_000).astype(np.float32)
+    error = (1.7 * std * rng.standard_normal(std.shape)).astype(np.float32)
+    scale = fit_scale(error, std)
+    assert scale == pytest.approx(1.7, rel=0.01)
+    for level in (0.5, 0.8, 0.9, 0.95):
+        assert coverage(error, np.float32(scale) * std, level) == pytest.approx(level, abs=0.005)
+    assert coverage(error, std, 0.9) == pytest.approx(1 - 2 * stats.norm.sf(1.645 / 1.7), abs=0.005)
+
+
+def test_voxels_without_deviation_do_not_break_the_fit() -> None:
+    rng = np.random.default_rng(2)
+    error, std = rng.standard_normal(10_000).astype(np.float32), np.ones(10_000, np.float32)
+    std[:500] = 0
+    scale = fit_scale(error, std)
+    assert coverage(error, np.float32(scale) * std, 0.9) == pytest.approx(0.9, abs=0.001)
+    assert fit_scale(error, np.zeros_like(std)) == np.inf
+    error[:500] = 0
+    assert fit_scale(error, std) < scale, "no deviation is right where there is no error"
+
+
+def made_up_pairs(number: int, *, deviation: float) -> list[WorkingPair]:
+    """Pairs whose truth lies around what two steps of the noisy graph give on average."""
+    rng = np.random.default_rng(3)
+    y = rng.uniform(0.3, 0.8, (number, *(SIDE,) * 3)).astype(np.float16)
+    truth = (1 + SHARE / 2) * y.astype(np.float32) + deviation * rng.standard_normal(y.shape)
+    rows = [parameters(f"s{n}", "validation", "S") for n in range(number)]
+    return [WorkingPair(*each) for each in zip(rows, y, truth.astype(np.float16), strict=True)]
+
+
+def test_the_scale_of_a_known_flow(make_bundle: MakeBundle) -> None:
+    """The samples deviate by b, and by Student's t with their number; the truth by more."""
+    step = open_backend(open_bundle(make_bundle("noisy")), threads=1)
+    seen: list[tuple[int, int]] = []
+    pairs = made_up_pairs(4, deviation=0.05)
+    (found,) = calibrate(step, pairs, PROCESSING, steps=(1, 2), progress=lambda done, total: seen.append((done, total)))
+    assert (found.steps, found.samples, found.scans, found.subjects) == (2, SAMPLES, 4, ("s0", "s1", "s2", "s3"))
+    assert found.voxels == 4 * SLICES**2 * SIDE
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    b = SHARE * (1 + SHARE) / 2
+    ratio = np.hypot(0.05, b / np.sqrt(SAMPLES)) / b
+    assert found.scale == pytest.approx(ratio * stats.t.ppf(0.95, SAMPLES - 1) / stats.norm.ppf(0.95), rel=0.1)
+
+
+def test_no_pairs_and_no_deviation_give_no_calibration() -> None:
+    class Certain(Smeared):
+        def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
+            return y
+
+    assert calibrate(Smeared(), [], PROCESSING, steps=(2, 5)) == ()
+    assert calibrate(Certain(), made_up_pairs(1, deviation=0.1), PROCESSING, steps=(2,)) == ()
