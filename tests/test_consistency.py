@@ -165,7 +165,7 @@ def test_the_network_is_worth_many_such_checks(
 
 @dataclass
 class Painter(Step):
-    """Stands in for a network that returns what it is given, or less than it where a blob is erased."""
+    """Stands in for a network that returns what it is given."""
 
     name = provider = precision = "painter"
     seconds = 0.0

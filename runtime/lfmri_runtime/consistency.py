@@ -25,7 +25,8 @@ Float64Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Matrices = Sequence[tuple[int, Float64Array | None]]
 
-#: A larger number is noted: `lfmri benchmark` gives what clean and altered scans reach (docs/benchmark.md).
+#: A larger number is noted. One whole scan and five parts of scans, at SNR 12 to 64, reached 2.9 to 8.0 as enhanced;
+#: a sphere of 10 mm and 40 % of white matter too much or too little reached 10.5 and more in each of 24 places.
 THRESHOLD = 10.0
 #: FWHM of the neighbourhoods, mm: about the smallest lesion that slices of 4 mm show.
 NEIGHBOURHOOD_MM = 5.0
@@ -152,7 +153,7 @@ def scan_matrices(place: WorkingGrid, *, thick: int | None, thickness: float | N
     Along the thick axis the slice profile is sampled at the slices' own positions. In plane, a scan with larger
     voxels than the working grid's has the lower resolution that goes with them.
     """
-    matrices = []
+    matrices: list[tuple[int, Float64Array | None]] = []
     for axis in range(3):
         lengths, spacings = (place.shape[axis], place.scan_shape[axis]), (place.spacing[axis], place.scan_spacing[axis])
         if axis == thick:
@@ -224,7 +225,8 @@ def _smooth_ratio(
     """The field that scan and simulation differ by at long wavelengths."""
     above, below = (_blur(np.where(head, v, np.float32(0)), FIELD_MM, spacing, (0, 1, 2)) for v in (y, fitted))
     floor = np.float32(1e-3) * below.max()
-    return np.where(below > floor, above, 1) / np.where(below > floor, below, 1)
+    ratio: Float32Array = np.where(below > floor, above, np.float32(1)) / np.where(below > floor, below, np.float32(1))
+    return ratio
 
 
 def _noise(scan: Float32Array, head: Mask, place: WorkingGrid, thick: int | None) -> float | None:
