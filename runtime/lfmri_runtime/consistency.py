@@ -225,8 +225,8 @@ def _smooth_ratio(
     """The field that scan and simulation differ by at long wavelengths."""
     above, below = (_blur(np.where(head, v, np.float32(0)), FIELD_MM, spacing, (0, 1, 2)) for v in (y, fitted))
     floor = np.float32(1e-3) * below.max()
-    ratio: Float32Array = np.where(below > floor, above, np.float32(1)) / np.where(below > floor, below, np.float32(1))
-    return ratio
+    ratio = np.where(below > floor, above, 1) / np.where(below > floor, below, 1)
+    return ratio.astype(np.float32, copy=False)
 
 
 def _noise(scan: Float32Array, head: Mask, place: WorkingGrid, thick: int | None) -> float | None:
