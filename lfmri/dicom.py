@@ -37,8 +37,8 @@ def check_dicom(jobs: list[tuple[Path, Outputs]], *, mask: Path | None, label: s
     if label is not None and not jobs:
         raise UsageError("--label is for DICOM; expected a folder of DICOM files as SCAN")
     for scan, outputs in jobs:
-        if mask is not None or outputs.page is not None:
-            raise UsageError("--mask and --report take NIfTI; expected a SCAN that dcm2niix converted beside them")
+        if mask is not None or outputs.page is not None or outputs.residual is not None:
+            raise UsageError("--mask, --report and --residual take NIfTI; expected a SCAN that dcm2niix converted")
         from lfmri_runtime.dicom.job import check_folders
 
         check_folders(scan, *_folders(outputs), **_label(label))

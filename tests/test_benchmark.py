@@ -25,6 +25,7 @@ from lfmri_runtime.page.article import Section, Table, write_article
 from lfmri_runtime.page.pictures import colour_table
 from lfmri_trainer.benchmark import calibration, results
 from lfmri_trainer.benchmark.cases import choose_sets, open_cases
+from lfmri_trainer.benchmark.consistency import DIAMETERS, SPHERES, STRENGTHS
 from lfmri_trainer.benchmark.figure import LARGEST_ERROR, LINE, WIDTH, draw_figure
 from lfmri_trainer.benchmark.provenance import command_line, commit
 from lfmri_trainer.benchmark.quick import SLICES
@@ -38,7 +39,16 @@ from .training_fixtures import SIDE, write_tiny_pairs
 PAIRS = (("s1", "train", "S"), ("s4", "test", "R"), ("s4", "test", "S"), ("s5", "test", "A"))
 SETS = ("--ind", "tiny", "--ood", "tiny-ood", "--ind-slices", "8", "--ood-slices", "200")
 FIT = ("--fit", "iqt-rf:patches=4000,trees=2,leaf=300")
-FILES = {"benchmark.md", "benchmark.html", "scores.csv", "differences.csv", "calibration.csv", "ind.png", "ood.png"}
+FILES = {
+    "benchmark.md",
+    "benchmark.html",
+    "scores.csv",
+    "differences.csv",
+    "calibration.csv",
+    "consistency.csv",
+    "ind.png",
+    "ood.png",
+}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +117,26 @@ def test_a_mask_that_holds_no_slice_is_refused(tmp_path: Path) -> None:
     (chosen,) = choose_sets(read_pairs(folder), [("InD", "tiny", 3)])
     with pytest.raises(InputRefused, match="look at its mask"):
         list(open_cases(folder, chosen, contract().processing))
+
+
+def test_spheres_that_no_scan_holds_are_counted(made: Path) -> None:
+    lines = lines_of(made / "consistency.csv")
+    assert [(x["set"], x["pair"]) for x in lines if not x["sphere"]] == [
+        ("InD", "s4-R"),
+        ("InD", "s4-S"),
+        ("OOD", "s5-A"),
+    ]
+    spheres = [x for x in lines if x["sphere"]]
+    assert len(spheres) == 3 * len(DIAMETERS) * len(STRENGTHS) * SPHERES
+    numbers = {
+        (pair, size, change): np.mean(
+            [float(x["number"]) for x in spheres if (x["pair"], x["diameter_mm"], x["change"]) == (pair, size, change)]
+        )
+        for pair, size, change in {(x["pair"], x["diameter_mm"], x["change"]) for x in spheres}
+    }
+    for pair in ("s4-R", "s4-S", "s5-A"):
+        assert numbers[pair, "10.0", "0.4"] > numbers[pair, "6.0", "0.2"]
+    assert "## Consistency" in (made / "benchmark.md").read_text(encoding="utf-8")
 
 
 def test_every_file_is_there_and_nothing_half_written(made: Path) -> None:
@@ -395,4 +425,7 @@ def test_quick_needs_no_pairs_and_the_shipped_model_looks_better_than_interpolat
     headings = re.findall(r"^## (.*)$", (out / "benchmark.md").read_text(encoding="utf-8"), re.M)
     sections = ("scores", "paired differences", "reconstructions and absolute errors")
     assert headings == ["How it was made", *(f"InD: {name}" for name in sections), "Methods", "Data"]
-    assert {path.name for path in out.iterdir()} == (FILES - {"ood.png", "calibration.csv"}) | {"results", "sample"}
+    assert {path.name for path in out.iterdir()} == (FILES - {"ood.png", "calibration.csv", "consistency.csv"}) | {
+        "results",
+        "sample",
+    }

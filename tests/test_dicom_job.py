@@ -104,8 +104,8 @@ def test_several_scans_of_both_kinds_go_into_a_folder(enhance: Lines, tmp_path: 
     [
         (["-o", "in"], 2, "holds the originals"),
         (["-o", "out", "--uncertainty", "in", "--samples", "2"], 2, "holds the originals"),
-        (["-o", "out", "--mask", "mask.nii"], 2, "--mask and --report take NIfTI"),
-        (["-o", "out", "--report", "page.html"], 2, "--mask and --report take NIfTI"),
+        (["-o", "out", "--mask", "mask.nii"], 2, "--mask, --report and --residual take NIfTI"),
+        (["-o", "out", "--report", "page.html"], 2, "--mask, --report and --residual take NIfTI"),
         (["-o", "out", "--label", "a\\b"], 2, "printable ASCII"),
         (["-o", "in/001.dcm"], 6, "not writable"),
     ],

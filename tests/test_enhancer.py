@@ -329,9 +329,10 @@ def test_the_report_says_what_ran(noisy: Enhancer, scan: Scan) -> None:
         "grid": "input",
         "thick_axis": "S",
         "backend": {"name": "onnxruntime", "provider": "CPUExecutionProvider", "precision": "float32"},
+        "consistency": {"largest": None, "threshold": 10.0, "place_mm": None, "rms": None, "noise": None},
         "uncertainty": {"scale": 1.0, "calibrated": False},
     }
-    assert set(seconds) == {"prepare", "network", "loop", "restore"}
+    assert set(seconds) == {"prepare", "network", "loop", "check", "restore"}
     assert min(seconds.values()) >= 0
     assert "uncertainty" not in noisy.enhance(*scan).report, "of one sample"
     assert noisy.enhance(*scan).report["steps"] == 1, "the contract's default"

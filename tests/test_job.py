@@ -177,7 +177,7 @@ def test_the_sidecar_says_how_it_was_made(enhancer: Enhancer, scan: Path, tmp_pa
         "provider": "CPUExecutionProvider",
         "precision": "float32",
     }
-    assert list(document["seconds"]) == ["read", "write", "prepare", "network", "loop", "restore"]
+    assert list(document["seconds"]) == ["read", "write", "prepare", "network", "loop", "check", "restore"]
     assert all(value >= 0 for value in document["seconds"].values())
     libraries = {name: version(name) for name in ("lfmri", "numpy", "onnxruntime", "nibabel")}
     assert document["versions"] == {"python": platform.python_version(), **libraries}

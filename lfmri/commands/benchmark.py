@@ -24,6 +24,11 @@ from lfmri_runtime.errors import UsageError
     type=click.IntRange(min=0),
     help="Draws of each scan to check the uncertainty by; 0 leaves it out.  [default: 5; with --quick, 0]",
 )
+@click.option(
+    "--consistency-scans",
+    type=click.IntRange(min=0),
+    help="Whole scans of each set to try the check of consistency on; 0 leaves it out.  [default: 2; with --quick, 0]",
+)
 @click.option("--ind", default="siqt-k4", show_default=True, help="Preset of the in-distribution test pairs.")
 @click.option("--ood", default="siqt-k4-ood", show_default=True, help="Preset of the out-of-distribution ones.")
 @click.option("--ind-slices", default=300, show_default=True, type=click.IntRange(min=1), help="Slices of the first.")
@@ -43,6 +48,7 @@ def benchmark(
     steps: str,
     uncertainty_steps: str,
     samples: int | None,
+    consistency_scans: int | None,
     ind: str,
     ood: str,
     ind_slices: int,
@@ -61,6 +67,7 @@ def benchmark(
     report = require("lfmri_trainer.benchmark.report", extra="train")
     calibration = require("lfmri_trainer.calibration", extra="train")
     uncertainty = require("lfmri_trainer.benchmark.calibration", extra="train")
+    consistency = require("lfmri_trainer.benchmark.consistency", extra="train")
     sample = require("lfmri_trainer.benchmark.quick", extra="train")
     provenance = require("lfmri_trainer.benchmark.provenance", extra="train")
     from lfmri_runtime.bundle import open_bundle
@@ -92,8 +99,13 @@ def benchmark(
             measured = uncertainty.measure(
                 folder, out, opened, every, steps=checked, samples=samples, threads=threads, progress=progress
             )
+    scans = consistency.SCANS if consistency_scans is None and not quick else consistency_scans or 0
+    altered = []
+    if scans:
+        with progress_bar("checking the consistency") as progress:
+            altered = consistency.measure(folder, out, opened, every, scans=scans, threads=threads, progress=progress)
     command = provenance.command_line(sys.argv[1:])
-    written = report.write_report(out, every, compared, measured, pairs=folder, bundle=opened, command=command)
+    written = report.write_report(out, every, compared, measured, altered, pairs=folder, bundle=opened, command=command)
     click.echo(f"wrote {', '.join(path.name for path in written)} in {out}")
 
 

@@ -30,6 +30,11 @@ from lfmri_runtime.errors import UsageError
     "--uncertainty", type=click.Path(path_type=Path), help="Where to write one standard deviation of the error."
 )
 @click.option(
+    "--residual",
+    type=click.Path(path_type=Path),
+    help="Where to write what of the scan the enhanced one does not explain, in units of the scan's noise.",
+)
+@click.option(
     "--grid",
     type=click.Choice(["isotropic", "input"]),
     help="Grid of the output.  [default: isotropic; input for DICOM]",
@@ -40,6 +45,12 @@ from lfmri_runtime.errors import UsageError
     show_default=True,
     type=click.Choice(["auto", "R", "A", "S", "none"]),
     help="Axis of the thick slices; auto reads the header.",
+)
+@click.option(
+    "--slice-thickness",
+    type=float,
+    metavar="MM",
+    help="Of the scan, without the gap, for the check of consistency.  [default: the slice spacing]",
 )
 @click.option(
     "--mask", type=click.Path(path_type=Path), help="Brain or head mask on the scan's grid; outside becomes zero."
@@ -55,6 +66,7 @@ def enhance(
     out: Path,
     bundle: Path | None,
     uncertainty: Path | None,
+    residual: Path | None,
     mask: Path | None,
     page: Path | None,
     label: str | None,
@@ -74,14 +86,16 @@ def enhance(
     from lfmri_runtime.enhancer import Enhancer
     from lfmri_runtime.job import Outputs, check_outputs, enhance_file
 
-    if len(scans) > 1 and (uncertainty or mask or page):
-        raise UsageError("--uncertainty, --mask and --report belong to one scan; expected one SCAN beside them")
+    if len(scans) > 1 and (uncertainty or residual or mask or page):
+        raise UsageError(
+            "--uncertainty, --residual, --mask, --report belong to one scan; expected one SCAN beside them"
+        )
     if uncertainty is not None and settings["samples"] == 1:
         raise UsageError("--uncertainty needs several draws; expected --samples of at least 2")
     if require and backend == "auto" and precision is None:
         raise UsageError("--require says that nothing else may run; expected --backend or --precision beside it")
     targets = [out] if len(scans) == 1 else [out / scan.name for scan in scans]
-    jobs = [(scan, Outputs(target, uncertainty, page)) for scan, target in zip(scans, targets, strict=True)]
+    jobs = [(scan, Outputs(target, uncertainty, page, residual)) for scan, target in zip(scans, targets, strict=True)]
     dicom = [job for job in jobs if is_dicom(job[0])]
     check_outputs([job for job in jobs if job not in dicom], kept=[] if mask is None else [mask])
     check_dicom(dicom, mask=mask, label=label)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lfmri_runtime import consistency
 from lfmri_runtime.backends import REFERENCE, Step, open_backend
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.calibration import describe_uncertainty
@@ -26,6 +27,8 @@ BATCH = 2
 MAX_STEPS = 1000
 #: Longer seeds would share their upper half with the number of the sample.
 SEEDS = 2**32
+#: Slices thicker than this, mm, are a typing error.
+MAX_THICKNESS = 50.0
 GRIDS = ("isotropic", "input")
 THICK_AXES = ("auto", *AXES, "none")
 
@@ -43,6 +46,8 @@ class Enhanced:
         scale: intensity that the standard scale's 1 stands for.
         report: what ran, as plain values.
         notes: one line each for the user.
+        residual: what of the scan the enhanced one does not explain, on the scan's own grid, in units of its noise;
+            None where there is too little head or no noise to compare with.
     """
 
     mean: Float32Array
@@ -51,6 +56,7 @@ class Enhanced:
     scale: float
     report: dict[str, Any]
     notes: tuple[str, ...]
+    residual: Float32Array | None = None
 
 
 class Enhancer:
@@ -105,6 +111,7 @@ class Enhancer:
         seed: int = 0,
         grid: str = "isotropic",
         thick_axis: str = "auto",
+        slice_thickness: float | None = None,
         mask: NDArray[np.bool_] | None = None,
         progress: Progress = lambda done, total: None,
     ) -> Enhanced:
@@ -118,6 +125,7 @@ class Enhancer:
             seed: of the noise.
             grid: isotropic gives the working grid (the contract's voxel size), input the scan's own grid.
             thick_axis: auto reads it from the voxel sizes; R, A or S names it; none cuts all three planes.
+            slice_thickness: FWHM of the slice profile, mm, for the check of consistency; None takes the slice spacing.
             mask: where the head or brain is; voxels outside become zero before anything else.
             progress: called with (network calls done, network calls in all).
 
@@ -127,10 +135,13 @@ class Enhancer:
         """
         steps = self.bundle.contract.default_steps if steps is None else steps
         _check(steps=steps, samples=samples, seed=seed, grid=grid, thick_axis=thick_axis)
+        if slice_thickness is not None and not 0 < slice_thickness <= MAX_THICKNESS:
+            raise UsageError(f"--slice-thickness is {slice_thickness:g}; expected up to {MAX_THICKNESS:g} mm")
         started = time.perf_counter()
         processing = self.bundle.contract.processing
         place = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)
-        data = _masked(np.asarray(data, dtype=np.float32), mask)
+        acquired = np.asarray(data, dtype=np.float32)
+        data = _masked(acquired, mask)
         scale = processing.low_field.scale_of(data, mask)
         ras = place.to_ras(data)
         thick, notes = _thick_axis(thick_axis, place, ras)
@@ -142,6 +153,18 @@ class Enhancer:
         if not np.isfinite(mean).all():
             raise BundleRefused("the network gave values that are not finite; expected a bundle that passed its gate")
         np.clip(mean, 0, processing.high_field.limit, out=mean)
+        found = consistency.check(
+            place,
+            mean,
+            place.to_ras(acquired),
+            scale=scale,
+            limit=processing.low_field.limit,
+            thick=thick,
+            thickness=slice_thickness,
+            mask=None if mask is None else place.to_ras(mask),
+        )
+        consistent, warned = consistency.describe(found)
+        checked = time.perf_counter()
         mean *= np.float32(scale)
         output, output_affine = _onto(place, mean, grid, affine)
         uncertainty: dict[str, Any] = {}
@@ -157,7 +180,8 @@ class Enhancer:
             "prepare": prepared - started,
             "network": self.step.seconds,
             "loop": sampled - prepared - self.step.seconds,
-            "restore": time.perf_counter() - sampled,
+            "check": checked - sampled,
+            "restore": time.perf_counter() - checked,
         }
         report = {
             "steps": steps,
@@ -166,11 +190,13 @@ class Enhancer:
             "grid": grid,
             "thick_axis": "none" if thick is None else AXES[thick],
             "backend": {"name": self.step.name, "provider": self.step.provider, "precision": self.step.precision},
+            "consistency": consistent,
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
         if uncertainty:
             report["uncertainty"] = uncertainty
-        return Enhanced(output, deviation, output_affine, scale, report, (*self.notes, *notes))
+        residual = None if found is None else place.from_ras(found.residual)
+        return Enhanced(output, deviation, output_affine, scale, report, (*self.notes, *notes, *warned), residual)
 
     def _sample(
         self,

@@ -89,6 +89,10 @@ class WorkingGrid:
         """Bring the scan's voxels (or a mask's) into RAS order; a view."""
         return reorient(data, self.orientation)
 
+    def from_ras(self, volume: Float32Array) -> Float32Array:
+        """Bring a volume in RAS order back into the scan's own voxel order."""
+        return np.ascontiguousarray(reorient(volume, orientation_back(self.orientation)))
+
     def regrid(self, volume: Float32Array) -> Float32Array:
         """Resample a scan in RAS order onto the working grid: cubic, a matrix per axis."""
         for axis in range(3):
@@ -113,7 +117,7 @@ class WorkingGrid:
                 continue
             positions = np.clip(np.arange(self.scan_shape[axis]) * ratio, 0, self.shape[axis] - 1)
             volume = apply_along(volume, spline_matrix(self.shape[axis], positions), axis)
-        return np.ascontiguousarray(reorient(volume, orientation_back(self.orientation)))
+        return self.from_ras(volume)
 
 
 def voxel_sizes(affine: Affine) -> tuple[float, float, float]:

@@ -29,11 +29,13 @@ class Outputs:
         scan: the enhanced scan; its sidecar lies beside it.
         uncertainty: the scaled standard deviation over samples; None writes none.
         page: the HTML page; None writes none.
+        residual: what of the scan the enhanced one does not explain, on the scan's grid; None writes none.
     """
 
     scan: Path
     uncertainty: Path | None = None
     page: Path | None = None
+    residual: Path | None = None
 
 
 def check_outputs(jobs: Iterable[tuple[Path, Outputs]], *, kept: Iterable[Path] = ()) -> None:
@@ -49,7 +51,7 @@ def check_outputs(jobs: Iterable[tuple[Path, Outputs]], *, kept: Iterable[Path] 
         TryAgainLater: a place that cannot be written.
     """
     jobs = list(jobs)
-    images = [path for _, outputs in jobs for path in (outputs.scan, outputs.uncertainty) if path]
+    images = [path for _, outputs in jobs for path in (outputs.scan, outputs.uncertainty, outputs.residual) if path]
     pages = [outputs.page for _, outputs in jobs if outputs.page]
     for path in images:
         if not path.name.lower().endswith(SUFFIXES):
@@ -119,7 +121,7 @@ def write_outputs(
     read: float,
     details: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Write an enhanced scan, its uncertainty and, last, the sidecar that says that all is there.
+    """Write an enhanced scan, its maps and, last, the sidecar that says that all is there.
 
     Args:
         bundle: that was used.
@@ -140,6 +142,8 @@ def write_outputs(
     write_scan(outputs.scan, enhanced.mean, enhanced.affine, scan)
     if outputs.uncertainty is not None and enhanced.std is not None:
         write_scan(outputs.uncertainty, enhanced.std, enhanced.affine, scan)
+    if outputs.residual is not None and enhanced.residual is not None:
+        write_scan(outputs.residual, enhanced.residual, scan.affine, scan)
     seconds = {"read": round(read, 4), "write": round(time.perf_counter() - started, 4)}
     document = {**describe(bundle, scan, enhanced, input_sha256=input_sha256, seconds=seconds), **details}
     write_json(sidecar_path(outputs.scan), document)

@@ -98,7 +98,7 @@ def open_cases(folder: Path, test_set: TestSet, processing: Processing) -> Itera
 def _open(folder: Path, pair: WorkingPair, processing: Processing, *, count: int) -> Case:
     p, thick = pair.parameters, pair.thick_axis
     window = tuple(slice(0, length) for length in pair.condition.shape)
-    mask = _mask(folder, p.subject, processing)[window]
+    mask = brain_mask(folder, p.subject, processing)[window]
     normal = plane_normals(thick)[-1]
     request = Request(
         y=pair.condition.astype(np.float32), thick_axis=thick, normal=normal, indices=_spread(mask, normal, count, p)
@@ -114,7 +114,7 @@ def _open(folder: Path, pair: WorkingPair, processing: Processing, *, count: int
     )
 
 
-def _mask(folder: Path, subject: str, processing: Processing) -> Mask:
+def brain_mask(folder: Path, subject: str, processing: Processing) -> Mask:
     """The brain mask on the working grid."""
     mask, affine = read_volume(subject_path(folder, subject, "mask"))
     grid = WorkingGrid.of_scan(mask.shape, affine, voxel_size=processing.voxel_size)

@@ -13,6 +13,7 @@ from lfmri_runtime.lpips import Lpips
 from lfmri_runtime.page.article import Section, Table, write_article
 from lfmri_trainer.baselines.method import Method
 from lfmri_trainer.benchmark.calibration import Measured, calibration_csv, calibration_sections
+from lfmri_trainer.benchmark.consistency import Checked, consistency_csv, consistency_section
 from lfmri_trainer.benchmark.figure import draw_figure
 from lfmri_trainer.benchmark.intervals import CONFIDENCE
 from lfmri_trainer.benchmark.provenance import commit, hashes
@@ -38,12 +39,13 @@ def write_report(
     every: Sequence[SetResults],
     methods: Sequence[Method],
     measured: Sequence[Measured],
+    checked: Sequence[Checked],
     *,
     pairs: Path,
     bundle: Bundle,
     command: str,
 ) -> list[Path]:
-    """Write benchmark.md, benchmark.html, the CSV files (calibration.csv where it was measured) and a PNG for each set.
+    """Write benchmark.md, benchmark.html, the CSV files (those of checks where they were made) and a PNG for each set.
 
     Returns:
         the files, the page last.
@@ -68,7 +70,12 @@ def write_report(
             ),
             Section(heading=f"{name}: reconstructions and absolute errors", picture=picture),
         ]
-    sections += [*calibration_sections(bundle, measured), _notes(methods), _data(hashes(pairs, bundle, every))]
+    sections += [
+        *calibration_sections(bundle, measured),
+        *consistency_section(checked),
+        _notes(methods),
+        _data(hashes(pairs, bundle, every)),
+    ]
     texts = {
         REPORT: _markdown(title, sections, list(pictures)),
         "scores.csv": scores_csv(every, methods),
@@ -76,6 +83,8 @@ def write_report(
     }
     if measured:
         texts["calibration.csv"] = calibration_csv(measured)
+    if checked:
+        texts["consistency.csv"] = consistency_csv(checked)
     for name, text in texts.items():
         write_text(out / name, text)
     for name, content in pictures.items():
