@@ -414,9 +414,7 @@ def test_quick_needs_no_pairs_and_the_shipped_model_looks_better_than_interpolat
     lines = lines_of(out / "scores.csv")
     methods = ("interpolation", "matched", "flow-1", "flow-2")
     assert [line["method"] for line in lines] == [method for method in methods for _ in range(SLICES)]
-    # PSNR is not asked for: the built-in weights were trained on another standard scale (see their card), and one of
-    # the few slices decides its mean.
-    for score, sign in (("ssim", 1), ("lpips", -1)):
+    for score, sign in (("psnr_db", 1), ("ssim", 1), ("lpips", -1)):
         mean = {m: np.mean([float(x[score]) for x in lines if x["method"] == m]) for m in methods}
         assert sign * mean["interpolation"] < sign * mean["flow-1"]
     compared = [(x["method"], x["minus"]) for x in lines_of(out / "differences.csv") if x["score"] == "psnr_db"]

@@ -25,8 +25,8 @@ Float64Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Matrices = Sequence[tuple[int, Float64Array | None]]
 
-#: A larger number is noted. One whole scan and five parts of scans, at SNR 12 to 64, reached 2.9 to 8.0 as enhanced;
-#: a sphere of 10 mm and 40 % of white matter too much or too little reached 10.5 and more in each of 24 places.
+#: A larger number is noted. The section on consistency in docs/benchmark.md has what scans reach as enhanced and with
+#: spheres added or taken away: this lies above the former.
 THRESHOLD = 10.0
 #: FWHM of the neighbourhoods, mm: about the smallest lesion that slices of 4 mm show.
 NEIGHBOURHOOD_MM = 5.0

@@ -95,7 +95,8 @@ def with_sphere(volume: Float32Array, centre: NDArray[np.int_], *, diameter: flo
     """A volume with a sphere of `diameter` voxels changed, its edge as wide as a voxel."""
     index = np.meshgrid(*map(np.arange, volume.shape), indexing="ij", sparse=True)
     away = np.sqrt(sum((i - c) ** 2 for i, c in zip(index, centre, strict=True)))
-    return volume + (change * np.clip(diameter / 2 + 0.5 - away, 0, 1)).astype(np.float32)
+    changed: Float32Array = volume + np.float32(change) * np.clip(diameter / 2 + 0.5 - away, 0, 1).astype(np.float32)
+    return changed
 
 
 def consistency_section(checked: Sequence[Checked]) -> Iterator[Section]:
