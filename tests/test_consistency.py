@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lfmri.cli import run
-from lfmri_runtime import consistency
+from lfmri_runtime import consistency, contrast
 from lfmri_runtime.backends import Step
 from lfmri_runtime.bundle import open_bundle
-from lfmri_runtime.consistency import THRESHOLD, Consistency, check, scan_matrices, simulate
+from lfmri_runtime.consistency import THRESHOLD, Consistency, check
+from lfmri_runtime.contrast import KNOTS
 from lfmri_runtime.enhancer import Enhanced, Enhancer
 from lfmri_runtime.errors import UsageError
+from lfmri_runtime.forward import scan_matrices, simulate
 from lfmri_runtime.geometry import WorkingGrid
 from lfmri_runtime.noise import noise_sigma
 from lfmri_runtime.sidecar import read_sidecar
@@ -155,9 +157,10 @@ def test_the_network_is_worth_many_such_checks(
     scan: tuple[Float32Array, Affine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(consistency, "simulate", lambda v, m: calls.append(v.shape) or simulate(v, m))
+    for module in (consistency, contrast):
+        monkeypatch.setattr(module, "simulate", lambda v, m: calls.append(v.shape) or simulate(v, m))
     checked(brain(), scan)
-    assert len(calls) == len(consistency.KNOTS) - 1 + 3, "a piece of the contrast each, twice the whole, once before"
+    assert len(calls) == len(KNOTS) - 1 + 3, "a piece of the contrast each, twice the whole, once before"
 
 
 # The whole line

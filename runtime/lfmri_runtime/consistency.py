@@ -7,23 +7,21 @@ times a smooth field. What remains is the residual. Its mean over neighbourhoods
 the scan does not hold; how large that is anywhere, in units of its own spread over the head, is the one number.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lfmri_runtime.contrast import with_fitted_contrast
+from lfmri_runtime.forward import blur, scan_matrices, simulate
 from lfmri_runtime.geometry import WorkingGrid
 from lfmri_runtime.intensity import otsu_threshold
 from lfmri_runtime.noise import MEDIAN_PER_SIGMA, noise_sigma
-from lfmri_runtime.resample import FWHM_PER_SIGMA, apply_along, gaussian_matrix, regrid_matrix, spline_matrix
+from lfmri_runtime.resample import FWHM_PER_SIGMA, gaussian_matrix
 
 Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Matrices = Sequence[tuple[int, Float64Array | None]]
 
 #: A larger number is noted. The section on consistency in docs/benchmark.md has what scans reach as enhanced and with
 #: spheres added or taken away: this lies above the former.
@@ -32,18 +30,9 @@ THRESHOLD = 10.0
 NEIGHBOURHOOD_MM = 5.0
 #: A neighbourhood that lies in the head to a smaller share than this is not looked at.
 SHARE_IN_HEAD = 0.7
-#: Knots of the fitted contrast on the standard scale; closest where grey and white matter lie.
-KNOTS = (0.0, 0.25, 0.5, 0.65, 0.8, 0.92, 1.05, 1.25)
-#: FWHM that tells a field from structure, mm.
-FIELD_MM = 60.0
 #: The air is what lies farther from the head than about this, mm: where a blur of twice this FWHM leaves no head.
 AIR_MM = 10.0
 NO_HEAD = 0.01
-#: Weight of the difference between neighbouring slopes of the contrast, against all voxels. Without it the few voxels
-#: of an invented bright structure would bend the contrast until it explains them.
-STIFFNESS = 0.05
-#: Voxels that the contrast is fitted to: plenty for seven numbers.
-FITTED = 50_000
 #: Fewer voxels of head than this give no fit worth the name.
 FEWEST = 500
 
@@ -104,7 +93,7 @@ def check(
     noise = _noise(scan, head, place, thick)
     if noise is None or np.count_nonzero(head) < FEWEST:
         return None
-    residual = np.where(head, y - _fitted(enhanced, y, head, matrices, place.scan_spacing), np.float32(0))
+    residual = np.where(head, y - with_fitted_contrast(enhanced, y, head, matrices, place.scan_spacing), np.float32(0))
     residual *= np.float32(scale / noise)
     planes = tuple(axis for axis in range(3) if axis != thick)
     means, gain = neighbourhood_means(residual, head, place.scan_spacing, planes)
@@ -147,31 +136,6 @@ def describe(found: Consistency | None) -> tuple[dict[str, Any], tuple[str, ...]
     return report, (note,)
 
 
-def scan_matrices(place: WorkingGrid, *, thick: int | None, thickness: float | None) -> Matrices:
-    """The linear operator from the working grid to the scan's, as (axis, matrix), the one that shortens most first.
-
-    Along the thick axis the slice profile is sampled at the slices' own positions. In plane, a scan with larger
-    voxels than the working grid's has the lower resolution that goes with them.
-    """
-    matrices: list[tuple[int, Float64Array | None]] = []
-    for axis in range(3):
-        lengths, spacings = (place.shape[axis], place.scan_shape[axis]), (place.spacing[axis], place.scan_spacing[axis])
-        if axis == thick:
-            positions = np.clip(np.arange(lengths[1]) * (spacings[1] / spacings[0]), 0, lengths[0] - 1)
-            sigma = (thickness or spacings[1]) / spacings[0] / FWHM_PER_SIGMA
-            matrices.append((axis, spline_matrix(lengths[0], positions) @ gaussian_matrix(lengths[0], sigma)))
-        else:
-            matrices.append((axis, regrid_matrix(lengths[0], spacings[0], lengths[1], spacings[1])))
-    return sorted(matrices, key=lambda item: place.scan_shape[item[0]] / place.shape[item[0]])
-
-
-def simulate(volume: Float32Array, matrices: Matrices) -> Float32Array:
-    """Apply the operator."""
-    for axis, matrix in matrices:
-        volume = apply_along(volume, matrix, axis)
-    return volume
-
-
 def neighbourhood_means(
     residual: Float32Array, head: Mask, spacing: tuple[float, float, float], planes: tuple[int, ...]
 ) -> tuple[Float32Array, float]:
@@ -180,8 +144,8 @@ def neighbourhood_means(
     Returns:
         the means, and the standard deviation that white noise of 1 leaves in them.
     """
-    weight = _blur(head.astype(np.float32), NEIGHBOURHOOD_MM, spacing, planes)
-    means = _blur(residual, NEIGHBOURHOOD_MM, spacing, planes)
+    weight = blur(head.astype(np.float32), NEIGHBOURHOOD_MM, spacing, planes)
+    means = blur(residual, NEIGHBOURHOOD_MM, spacing, planes)
     looked_at = head & (weight >= SHARE_IN_HEAD)
     gain = 1.0
     for axis in planes:
@@ -190,55 +154,8 @@ def neighbourhood_means(
     return np.where(looked_at, means / np.where(looked_at, weight, 1), np.float32(np.nan)), gain
 
 
-def _fitted(
-    enhanced: Float32Array, y: Float32Array, head: Mask, matrices: Matrices, spacing: tuple[float, float, float]
-) -> Float32Array:
-    """The simulated scan under the contrast and the field that fit best, by least squares over the head."""
-    chosen = np.flatnonzero(head)
-    chosen = chosen[:: -(-len(chosen) // FITTED)]
-    rises = np.empty((len(chosen), len(KNOTS) - 1))
-    for k, (low, high) in enumerate(pairwise(KNOTS)):
-        rise = np.clip((enhanced - np.float32(low)) / np.float32(high - low), 0, 1)
-        rises[:, k] = simulate(rise, matrices).ravel()[chosen]
-    flat = _with_contrast(enhanced, rises, y.ravel()[chosen], matrices)
-    field = _smooth_ratio(y, flat, head, spacing)
-    return field * _with_contrast(enhanced, rises, (y / field).ravel()[chosen], matrices)
-
-
-def _with_contrast(
-    enhanced: Float32Array, rises: Float64Array, target: Float32Array, matrices: Matrices
-) -> Float32Array:
-    """The simulated scan under the piecewise linear contrast whose rises between the knots fit the target best."""
-    slopes = np.diff(np.diag(1 / np.diff(KNOTS)), axis=0) * np.sqrt(STIFFNESS * len(target)) * np.diff(KNOTS).mean()
-    wanted = np.concatenate([target, np.zeros(len(slopes))])
-    fitted = np.linalg.lstsq(np.concatenate([rises, slopes]), wanted, rcond=None)[0]
-    heights = np.concatenate([[0.0], np.cumsum(fitted)])
-    contrasted = np.empty_like(enhanced)
-    for n, plane in enumerate(enhanced):  # np.interp takes float64, so not the whole volume at once
-        contrasted[n] = np.interp(plane, KNOTS, heights)
-    return simulate(contrasted, matrices)
-
-
-def _smooth_ratio(
-    y: Float32Array, fitted: Float32Array, head: Mask, spacing: tuple[float, float, float]
-) -> Float32Array:
-    """The field that scan and simulation differ by at long wavelengths."""
-    above, below = (_blur(np.where(head, v, np.float32(0)), FIELD_MM, spacing, (0, 1, 2)) for v in (y, fitted))
-    floor = np.float32(1e-3) * below.max()
-    ratio = np.where(below > floor, above, 1) / np.where(below > floor, below, 1)
-    return ratio.astype(np.float32, copy=False)
-
-
 def _noise(scan: Float32Array, head: Mask, place: WorkingGrid, thick: int | None) -> float | None:
     """The scan's noise, from the plane across the thick axis."""
     planes = tuple(axis for axis in range(3) if axis != (2 if thick is None else thick))
-    near = _blur(head.astype(np.float32), 2 * AIR_MM, place.scan_spacing, planes)
+    near = blur(head.astype(np.float32), 2 * AIR_MM, place.scan_spacing, planes)
     return noise_sigma(scan, head=head, air=near < NO_HEAD, planes=planes)
-
-
-def _blur(
-    volume: Float32Array, fwhm: float, spacing: tuple[float, float, float], axes: tuple[int, ...]
-) -> Float32Array:
-    for axis in axes:
-        volume = apply_along(volume, gaussian_matrix(volume.shape[axis], fwhm / spacing[axis] / FWHM_PER_SIGMA), axis)
-    return volume
