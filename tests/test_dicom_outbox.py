@@ -130,7 +130,19 @@ def test_a_series_is_one_folder_that_moves(tmp_path: Path, make: MakeBench) -> N
         assert bench.state("outbox") == []
         assert bench.state("done") == [key(SERIES)]
     seconds = [name for event in bench.events.all for name in event[1]["seconds"]]
-    assert seconds == ["receive", "read", "wait", "prepare", "network", "loop", "restore", "write", "send", "send"]
+    assert seconds == [
+        "receive",
+        "read",
+        "wait",
+        "prepare",
+        "network",
+        "loop",
+        "check",
+        "restore",
+        "write",
+        "send",
+        "send",
+    ]
     assert {fields["source"] for _, fields in bench.events.all} == {f"{SERIES}.0"}
 
 

@@ -42,7 +42,7 @@ from .bundles import MakeBundle
 from .heads import scan_of
 
 DEADLINE = 30.0
-STAGES = {"read", "wait", "prepare", "network", "loop", "restore", "write"}
+STAGES = {"read", "wait", "prepare", "network", "loop", "check", "restore", "write"}
 MakeNifti = Callable[..., Path]
 
 

@@ -24,7 +24,7 @@ Float32Array = NDArray[np.float32]
 Progress = Callable[[str], None]
 
 #: In the order in which they happen; `network` is the back end's, the rest is ours.
-STAGES = ("read", "prepare", "network", "loop", "restore", "write")
+STAGES = ("read", "prepare", "network", "loop", "check", "restore", "write")
 
 
 class TimedStep(Step):
