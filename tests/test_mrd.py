@@ -274,7 +274,8 @@ def test_parameters_reach_the_core(
     options = dict(options)
     data, affine = scan((16, 18, 4), options.pop("size", (1.6, 1.6, 5.0)))
     answer = mrd.exchange(address, mrd.text(3, mrd.header_xml((16, 18))), *messages, *slices(data), mrd.CLOSE)
-    assert answer.texts == []
+    # The test's bundle has no calibration, which several samples are told.
+    assert ["no calibration" in text for text in answer.texts] == [True] * (options.get("samples", 1) > 1)
     assert len(answer.images) == 4 * series
     np.testing.assert_array_equal(pixels(answer.series(1000)), expected(enhancer, data, affine, **options))
     if b"sendOriginal" in messages[-1]:
