@@ -136,7 +136,7 @@ class Enhancer:
         steps = self.bundle.contract.default_steps if steps is None else steps
         _check(steps=steps, samples=samples, seed=seed, grid=grid, thick_axis=thick_axis)
         if slice_thickness is not None and not 0 < slice_thickness <= MAX_THICKNESS:
-            raise UsageError(f"--slice-thickness is {slice_thickness:g}; expected up to {MAX_THICKNESS:g} mm")
+            raise UsageError(f"--slice-thickness is {slice_thickness:g}; expected above 0, up to {MAX_THICKNESS:g} mm")
         started = time.perf_counter()
         processing = self.bundle.contract.processing
         place = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)

@@ -104,10 +104,11 @@ def consistency_section(checked: Sequence[Checked]) -> Iterator[Section]:
     if not checked:
         return
     text = (
-        "The number of `lfmri enhance` at one step, the largest neighbourhood mean of the residual in units of its "
-        f"usual spread; above {consistency.THRESHOLD:g} it notes where. Found: the share of spheres, added to or taken "
-        f"from the enhanced scan at {SPHERES} random places in each brain, for which the number is above that and its "
-        "place is the sphere's. Strengths are shares of white matter's intensity."
+        "The number of `lfmri enhance` at one step and the scan's own --slice-thickness, the largest neighbourhood "
+        f"mean of the residual in units of its usual spread; above {consistency.THRESHOLD:g} it notes where. Found: "
+        f"the share of spheres, added to or taken from the enhanced scan at {SPHERES} random places in each brain, for "
+        "which the number is above that and its place is the sphere's. Strengths are shares of white matter's "
+        "intensity."
     )
     kinds = list(product(DIAMETERS, STRENGTHS))
     rows = []
