@@ -82,7 +82,7 @@ def contract(**changes: Any) -> Contract:
         "parameters": 0,
         "prediction": "x_1",
         "precision": "float32",
-        "source": "standard normal",
+        "source_std": 0.5,
         "time_grid": "uniform",
         "steps": (1, 2, 5),
         "default_steps": 1,

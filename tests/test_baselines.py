@@ -175,7 +175,7 @@ def test_every_method_answers_in_one_shape(
 
 def test_the_flow_is_the_runtimes_loop_on_the_volumes_own_noise(unseen: WorkingPair, make_bundle: MakeBundle) -> None:
     bundle, request = open_bundle(make_bundle("noisy")), request_of(unseen)
-    x_0 = noise_volume(padded_shape(request.y.shape, 8), seed=0, sample=0)
+    x_0 = noise_volume(padded_shape(request.y.shape, 8), std=0.5, seed=0, sample=0)
     rows, columns = request.y.shape[2], request.y.shape[0]
     for steps in (1, 5):
         expected = [
@@ -332,6 +332,20 @@ def test_a_budget_of_minutes_counts_the_time_that_steps_take(
     method = Regression(replace(FITS[Regression], minutes=0.25, steps=1))
     method.fit(training, checkpoint=tmp_path / "checkpoint.npz")
     assert method.budget == "0.25 minutes: 5 steps of 2 crops of 32"
+
+
+def test_regression_may_start_from_a_run(training: TrainingPairs, tmp_path: Path) -> None:
+    start = Regression(FITS[Regression])
+    np.savez(tmp_path / "weights.npz", allow_pickle=False, **start.arrays())
+    summary = json.dumps({"steps_in_all": 30, "training_subjects": ["s0", "s1"]})
+    (tmp_path / "summary.json").write_text(summary)
+    settings = replace(FITS[Regression], steps=1, learning_rate=1e-9, seed=5, initial=str(tmp_path))
+    method = Regression(settings).fit(training, checkpoint=tmp_path / "checkpoint.npz")
+    for name, value in start.arrays().items():
+        np.testing.assert_allclose(method.arrays()[name], value, atol=1e-6)
+    assert method.budget == "1 steps of 2 crops of 32, after 30 steps of flow matching"
+    assert method.about is not None
+    assert method.about.subjects == ("s0", *training.subjects)
 
 
 def test_autocast_fits_too(training: TrainingPairs, tmp_path: Path) -> None:

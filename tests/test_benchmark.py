@@ -23,12 +23,16 @@ from lfmri_runtime.evaluation import COLUMNS
 from lfmri_runtime.evaluation.scores import MIN_COVERAGE
 from lfmri_runtime.page.article import Section, Table, write_article
 from lfmri_runtime.page.pictures import colour_table
+from lfmri_trainer.baselines.interpolation import Interpolation
 from lfmri_trainer.benchmark import calibration, results
 from lfmri_trainer.benchmark.cases import choose_sets, open_cases
 from lfmri_trainer.benchmark.consistency import DIAMETERS, SPHERES, STRENGTHS
 from lfmri_trainer.benchmark.figure import LARGEST_ERROR, LINE, WIDTH, draw_figure
 from lfmri_trainer.benchmark.provenance import command_line, commit
 from lfmri_trainer.benchmark.quick import SLICES
+from lfmri_trainer.benchmark.results import Result
+from lfmri_trainer.benchmark.run import Scan, SetResults
+from lfmri_trainer.benchmark.tables import subject_table
 from lfmri_trainer.calibration import SAMPLES
 from lfmri_trainer.simulation.pairs import read_pairs, subject_path, write_pairs, write_volume
 
@@ -175,6 +179,38 @@ def test_means_and_differences_follow_from_the_scores(made: Path) -> None:
     assert scores("iqt-rf", "psnr_db").mean() > scores("interpolation", "psnr_db").mean() + 1
 
 
+def test_each_subject_has_a_line_of_its_own(pairs: Path) -> None:
+    class Proposed(Interpolation):
+        key = title = "model"
+        proposed = True
+
+    subjects, rows = ("b", "a", "b"), read_pairs(pairs)[:3]
+    blank = np.zeros((1, 1), np.float32)
+    found = {
+        key: tuple(
+            Result(
+                indices=np.arange(2),
+                scores={column.key: np.array([first, first + better]) + better for column in COLUMNS},
+                seconds=1.0,
+                picture=blank,
+            )
+            for first in (10.0, 20.0, 40.0)
+        )
+        for key, better in (("interpolation", 1.0), ("model", 2.0))
+    }
+    every = SetResults(
+        test_set=choose_sets(read_pairs(pairs), [("InD", "tiny", 8)])[0],
+        scans=tuple(
+            Scan(pair=replace(row, subject=subject), identity="", picture=blank)
+            for row, subject in zip(rows, subjects, strict=True)
+        ),
+        results=found,
+    )
+    table = subject_table(every, [Interpolation(), Proposed()])
+    lines = [[text for text, _ in row] for row in table.rows]
+    assert [line[:3] for line in lines] == [["b", "4", "26.50 → 28.00"], ["a", "2", "21.50 → 23.00"]]
+
+
 def section(made: Path, heading: str) -> str:
     text = (made / "benchmark.md").read_text(encoding="utf-8")
     return text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
@@ -190,6 +226,7 @@ def test_the_tables_say_what_they_hold(made: Path, bundle: Path) -> None:
     assert "thick axis R, S; SNR of white matter 30.0 to 30.0" in scores
     assert re.search(r"\| IQT-RF \|.*\| [\d,]+ \| \d\.\d{3} \| 4000 patches \|", scores)
     assert re.search(r"\d+ slice pairs of 200 asked for \(the pairs hold no more\)", section(made, "OOD: scores"))
+    assert "by subject" not in (made / "benchmark.md").read_text(encoding="utf-8"), "one subject a set"
     differences = section(made, "InD: paired differences")
     assert "8 slices of 2 scans of 1 subject are drawn anew as if they were independent" in differences
     assert "IQT-RF: its input is every 4th slice" in section(made, "Methods")

@@ -46,7 +46,7 @@ def test_crossings_are_what_enhancing_gives(make_bundle: MakeBundle, tmp_path: P
     folder = write_tiny_pairs(tmp_path / "pairs", (("s1", "validation", axis),))
     (row,) = read_pairs(folder)
     (pair,) = working_pairs(folder, [row], PROCESSING)
-    found = crossings(Smeared(), pair, PROCESSING, steps=2, samples=3)
+    found = crossings(Smeared(), pair, PROCESSING, source_std=0.5, steps=2, samples=3)
     scan = read_scan(low_path(folder, row))
     enhancer = Enhancer(open_bundle(make_bundle()), step=Smeared())
     enhanced = enhancer.enhance(scan.data, scan.affine, steps=2, samples=3)
@@ -70,7 +70,12 @@ def test_a_pair_without_signal_is_refused() -> None:
     empty = np.zeros((SIDE,) * 3, np.float16)
     with pytest.raises(InputRefused, match="s1-S: no slice holds signal"):
         crossings(
-            Smeared(), WorkingPair(parameters("s1", "validation", "S"), empty, empty), PROCESSING, steps=2, samples=2
+            Smeared(),
+            WorkingPair(parameters("s1", "validation", "S"), empty, empty),
+            PROCESSING,
+            source_std=1.0,
+            steps=2,
+            samples=2,
         )
 
 
@@ -110,7 +115,9 @@ def test_the_scale_of_a_known_flow(make_bundle: MakeBundle) -> None:
     step = open_backend(open_bundle(make_bundle("noisy")), threads=1)
     seen: list[tuple[int, int]] = []
     pairs = made_up_pairs(4, deviation=0.05)
-    (found,) = calibrate(step, pairs, PROCESSING, steps=(1, 2), progress=lambda done, total: seen.append((done, total)))
+    (found,) = calibrate(
+        step, pairs, PROCESSING, source_std=1.0, steps=(1, 2), progress=lambda done, total: seen.append((done, total))
+    )
     assert (found.steps, found.samples, found.scans, found.subjects) == (2, SAMPLES, 4, ("s0", "s1", "s2", "s3"))
     assert found.voxels == 4 * SLICES**2 * SIDE
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -124,8 +131,8 @@ def test_no_pairs_and_no_deviation_give_no_calibration() -> None:
         def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
             return y
 
-    assert calibrate(Smeared(), [], PROCESSING, steps=(2, 5)) == ()
-    assert calibrate(Certain(), made_up_pairs(1, deviation=0.1), PROCESSING, steps=(2,)) == ()
+    assert calibrate(Smeared(), [], PROCESSING, source_std=1.0, steps=(2, 5)) == ()
+    assert calibrate(Certain(), made_up_pairs(1, deviation=0.1), PROCESSING, source_std=1.0, steps=(2,)) == ()
 
 
 def known_golden(*_: Any, **__: Any) -> Golden:
@@ -154,7 +161,7 @@ def test_an_export_fits_the_scale_on_validation_scans(
     bundle = open_bundle(out)
     chosen = [row for row in read_pairs(pairs) if row.pair in ("s2-A", "s2-S", "s3-S")]  # the middles of thirds
     step, held_out = open_backend(bundle, threads=1), working_pairs(pairs, chosen, PROCESSING)
-    expected = calibrate(step, held_out, PROCESSING, steps=(2, 5, 10))
+    expected = calibrate(step, held_out, PROCESSING, source_std=1.0, steps=(2, 5, 10))
     found = bundle.contract.uncertainty
     shown, card = capsys.readouterr().out, bundle.read("MODEL_CARD.md").decode()
     for calibration, same in zip(found, expected, strict=True):

@@ -19,7 +19,7 @@ CONTRACT = Contract(
     parameters=13_000_000,
     prediction="x_1",
     precision="float16",
-    source="N(0, I)",
+    source_std=1.0,
     time_grid="uniform",
     steps=(1, 3, 10),
     default_steps=3,
@@ -197,6 +197,11 @@ def test_a_range_holds_two_numbers(value: object) -> None:
 @pytest.mark.parametrize("prediction", ["", "x_0", "X_1", "noise" * 500])
 def test_an_unknown_prediction_is_refused(prediction: str) -> None:
     assert "expected one of x_1, velocity" in refusal(lambda d: d.update(prediction=prediction))
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, 11.0])
+def test_a_deviation_of_the_noise_is_above_zero_and_bounded(std: float) -> None:
+    assert f"source_std is {std:g}; expected above 0 and at most 10" in refusal(lambda d: d.update(source_std=std))
 
 
 @pytest.mark.parametrize("scale", [0, -1.5])

@@ -31,7 +31,7 @@ def noise(*shape: int) -> NDArray[np.float32]:
 
 
 def crops(*pairs: WorkingPair, **changes: Any) -> CropDataset:
-    settings = {"crop": 16, "length": 64, "seed": 3, "scale_jitter": 0.1, "time_power": 0.0}
+    settings = {"crop": 16, "length": 64, "seed": 3, "source_std": 0.5, "scale_jitter": 0.1, "time_power": 0.0}
     return CropDataset(pairs, **{**settings, **changes})
 
 
@@ -72,8 +72,8 @@ def test_what_a_sample_holds() -> None:
     }
     assert {tensor.dtype for tensor in sample.values()} == {torch.float32}
     x_0 = torch.stack([dataset[number]["x_0"] for number in range(40)])  # about 10,000 draws: six standard errors
-    assert abs(x_0.mean()) < 0.06
-    assert abs(x_0.std() - 1) < 0.05
+    assert abs(x_0.mean() / 0.5) < 0.06
+    assert abs(x_0.std() / 0.5 - 1) < 0.05
 
 
 def test_times_are_uniform_or_lean_to_the_noise() -> None:
@@ -176,7 +176,9 @@ def test_samples_are_numbered_on_through_the_epochs() -> None:
 
 def test_validation_slices_are_whole_padded_and_the_same_every_time() -> None:
     volume = noise(20, 22, 27)
-    first, again = (SliceDataset([working_pair(volume)], count=4, multiple=16, seed=6) for _ in range(2))
+    first, again = (
+        SliceDataset([working_pair(volume)], count=4, multiple=16, source_std=1.0, seed=6) for _ in range(2)
+    )
     assert len(first) == 2, "a stack for each plane"
     for number, shape in enumerate([(27, 22), (27, 20)]):
         sample = first[number]
@@ -187,14 +189,16 @@ def test_validation_slices_are_whole_padded_and_the_same_every_time() -> None:
         for name, tensor in sample.items():
             assert torch.equal(tensor, again[number][name])
     assert not torch.equal(first[0]["x_0"], first[1]["x_0"])
-    other = SliceDataset([working_pair(volume)], count=4, multiple=16, seed=7)
+    other = SliceDataset([working_pair(volume)], count=4, multiple=16, source_std=1.0, seed=7)
+    narrow = SliceDataset([working_pair(volume)], count=4, multiple=16, source_std=0.25, seed=6)
+    assert torch.equal(narrow[0]["x_0"], 0.25 * first[0]["x_0"])
     assert not torch.equal(first[0]["x_0"], other[0]["x_0"])
     assert torch.equal(first[0]["y"], other[0]["y"])
 
 
 def test_validation_slices_come_from_the_middle_of_different_pairs() -> None:
     volumes = [ramps(thick_axis=2) + 20 * i for i in range(3)]
-    dataset = SliceDataset([working_pair(volume) for volume in volumes], count=3, multiple=16, seed=6)
+    dataset = SliceDataset([working_pair(volume) for volume in volumes], count=3, multiple=16, source_std=1.0, seed=6)
     levels = [dataset[i]["x_1"].min().item() // 20 for i in range(3)]
     assert levels == [0, 1, 2]
     index = (dataset[0]["x_1"].min().item() - 0.5) * 32  # the slices of the first axis, counted by their ramp

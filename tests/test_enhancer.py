@@ -236,7 +236,9 @@ def test_mean_and_deviation_are_those_of_the_samples(noisy: Enhancer, scan: Scan
     data, affine = scan
     enhanced = noisy.enhance(data, affine, samples=5, seed=3, steps=steps)
     y = interpolate(data, affine, voxel_size=1.0) / np.float32(enhanced.scale)
-    noise = [noise_volume(padded_shape(y.shape, 8), seed=3, sample=n)[tuple(map(slice, y.shape))] for n in range(5)]
+    noise = [
+        noise_volume(padded_shape(y.shape, 8), std=0.5, seed=3, sample=n)[tuple(map(slice, y.shape))] for n in range(5)
+    ]
     drawn = []
     for x_t in noise:
         for left in range(steps, 0, -1):

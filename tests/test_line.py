@@ -48,7 +48,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("train", "--pairs", root / "pairs", "--run", root / "run", "--max-steps", 50, "--crop", 64),
         *("--learning-rate", 1e-3, "--preset", "iqt-cfm-edge"),
     )
-    lfmri("export", root / "run", "--out", root / "bundle")
+    lfmri("export", root / "run", "--out", root / "bundle", "--data", "an average of 152 adults, ICBM notice")
     scan = root / "pairs" / "pairs" / "mni152_siqt-k4_000" / "low.nii.gz"
     lfmri(
         "enhance", scan, "-o", root / "enhanced.nii.gz", "--bundle", root / "bundle", "--report", root / "report.html"
@@ -74,7 +74,10 @@ def test_the_bundle_is_verified_and_says_what_it_was_trained_on(line: Path) -> N
     assert contract.training["training_subjects"] == ["mni152"]
     assert contract.training["steps"] == 50
     assert contract.uncertainty == (), "the one subject was trained on"
-    assert "Not calibrated" in (line / "bundle" / "MODEL_CARD.md").read_text()
+    card = (line / "bundle" / "MODEL_CARD.md").read_text()
+    assert "- data: an average of 152 adults, ICBM notice\n" in card
+    assert "Learned from simulated scans of the 1 subjects above" in card
+    assert "Not calibrated" in card
     assert {row["steps"] for row in contract.training["parity"]} == {1, 2, 5, 10}
     assert min(row["psnr"] for row in contract.training["parity"]) >= 60
 

@@ -53,6 +53,17 @@ def ultra_low_field() -> list[PairParameters]:
     return [draw(preset="ultra-low-field", index=i, thick_axis="random") for i in range(500)]
 
 
+def test_noisy_draws_keep_the_contrast_and_stay_apart_from_out_of_distribution() -> None:
+    snr = snr_of(draw(preset="siqt-k4-noisy", index=i) for i in range(500))
+    contrast, usual = (s[:, 0] / s[:, 1] for s in (snr, snr_of(draw(index=i) for i in range(500))))
+    assert contrast.mean() == pytest.approx(usual.mean(), abs=0.02)
+    assert contrast.std() == pytest.approx(usual.std(), rel=0.2)
+    # 64.5 divided by a uniform factor from 1 to 3: the mean of its inverse is log(3) / 2.
+    assert snr[:, 0].mean() == pytest.approx(64.5 * np.log(3) / 2, rel=0.05)
+    assert snr[:, 0].min() > 11
+    assert np.quantile(snr[:, 0], 0.05) > 18
+
+
 def test_the_distance_is_mahalanobis() -> None:
     points = np.random.default_rng(2).uniform(5, 90, (50, 2))
     expected = [distance.mahalanobis(point, T1W_MEAN, PRECISION) for point in points]

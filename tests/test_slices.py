@@ -69,7 +69,7 @@ def test_batches_cover_every_slice_once(count: int, size: int) -> None:
 
 
 def test_noise_is_standard_normal() -> None:
-    noise = noise_volume((64, 64, 64), seed=3, sample=1)
+    noise = noise_volume((64, 64, 64), std=1.0, seed=3, sample=1)
     assert (noise.shape, noise.dtype) == ((64, 64, 64), np.float32)
     # 262144 draws: the mean's standard error is 0.002, the deviation's 0.0014.
     assert abs(noise.mean()) < 0.01
@@ -80,16 +80,24 @@ def test_noise_is_standard_normal() -> None:
 
 
 def test_noise_depends_on_seed_and_sample_alone() -> None:
-    first = noise_volume(SHAPE, seed=3, sample=1)
-    assert np.array_equal(first, noise_volume(SHAPE, seed=3, sample=1))
-    others = [noise_volume(SHAPE, seed=seed, sample=sample) for seed, sample in ((4, 1), (3, 2), (1, 3))]
+    first = noise_volume(SHAPE, std=1.0, seed=3, sample=1)
+    assert np.array_equal(first, noise_volume(SHAPE, std=1.0, seed=3, sample=1))
+    others = [noise_volume(SHAPE, std=1.0, seed=seed, sample=sample) for seed, sample in ((4, 1), (3, 2), (1, 3))]
     assert all(abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.3 for other in others)
+
+
+def test_noise_has_the_deviation_that_is_asked_for() -> None:
+    whole, part = (noise_volume(SHAPE, std=std, seed=3, sample=1) for std in (1.0, 0.3))
+    assert part.dtype == np.float32
+    np.testing.assert_allclose(part, 0.3 * whole, rtol=1e-6)
 
 
 def test_noise_is_pinned() -> None:
     """A saved report's seed must give the same image in every later version."""
     expected = np.random.Generator(np.random.Philox(np.random.SeedSequence([3, 1])))
-    assert np.array_equal(noise_volume(SHAPE, seed=3, sample=1), expected.standard_normal(SHAPE, dtype=np.float32))
+    assert np.array_equal(
+        noise_volume(SHAPE, std=1.0, seed=3, sample=1), expected.standard_normal(SHAPE, dtype=np.float32)
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 import lfmri_trainer.train as train_module
 from lfmri_runtime.contract import Processing, decode
-from lfmri_runtime.errors import InputRefused, UsageError
+from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 from lfmri_trainer.flow import flow_matching_loss
 from lfmri_trainer.module import FlowModule, exponential_average
 from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.train import PairsData, StepBar, train
+from lfmri_trainer.weights import Learned, learned
 
 from .training_fixtures import tiny_settings, write_tiny_pairs
 
@@ -174,12 +175,26 @@ def test_a_run_leaves_the_documented_folder(run: Path, settings: TrainingSetting
 def test_the_summary_says_what_was_trained(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     metrics = summary.pop("last_metrics")
-    assert summary["steps"] == 4
+    assert (summary["steps"], summary["steps_in_all"]) == (4, 4)
     assert (summary["batch"], summary["crop"], summary["training_pairs"]) == (2, 32, 2)
     assert (summary["training_subjects"], summary["validation_subjects"]) == (["s1", "s2"], ["s3"])
     assert summary["presets"] == ["tiny"]
     assert {"train/loss", "validation/psnr", "validation/psnr_interpolation", "validation/lpips"} <= metrics.keys()
     assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_a_run_that_starts_from_another_counts_what_that_one_learned_from(
+    pairs: Path, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "weights.npz").write_bytes((run / "weights.npz").read_bytes())
+    summary = json.dumps({"steps_in_all": 7, "training_subjects": ["s0", "s2"]})
+    (tmp_path / "earlier" / "summary.json").write_text(summary)
+    train(tiny_settings(pairs, max_steps=1, initial=str(tmp_path / "earlier")), tmp_path / "run")
+    assert learned(tmp_path / "run") == Learned(steps=8, subjects=("s0", "s1", "s2"))
+    (tmp_path / "earlier" / "summary.json").write_text("{}")
+    with pytest.raises(BundleRefused, match=r"summary\.json: 'steps_in_all'; expected a run that `lfmri train` made"):
+        train(tiny_settings(pairs, initial=str(tmp_path / "earlier")), tmp_path / "other")
 
 
 def test_the_logs_tell_the_loss_and_both_scores(run: Path) -> None:
@@ -383,6 +398,7 @@ def test_bfloat16_arithmetic_keeps_float32_weights(pairs: Path, run: Path, tmp_p
         ({"validate_every": 0}, "--validate-every is 0; expected at least 1"),
         ({"workers": -1}, "--workers is -1; expected at least 0"),
         ({"seed": -1}, "--seed is -1; expected at least 0"),
+        ({"source_std": 0.0}, "--source-std is 0; expected above 0 and at most 10"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

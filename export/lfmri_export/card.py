@@ -24,7 +24,8 @@ def model_card(contract: Contract, parity: Sequence[Parity]) -> str:
         "## Model",
         "",
         f"- network: `{contract.network}`, {contract.parameters:,} parameters, weights in {contract.precision}",
-        f"- conditional flow matching from {contract.source} noise; the network predicts {contract.prediction}",
+        f"- conditional flow matching from normal noise of standard deviation {contract.source_std:g}; the network "
+        f"predicts {contract.prediction}",
         f"- Euler steps verified: {', '.join(map(str, contract.steps))}; default {contract.default_steps}",
         f"- working grid: {contract.processing.voxel_size:g} mm; planes {contract.processing.planes}",
         f"- licence: {contract.licence}",
@@ -53,8 +54,9 @@ def model_card(contract: Contract, parity: Sequence[Parity]) -> str:
         "",
         "## Limits",
         "",
-        "- Trained on a handful of adults or on anatomies synthesised from label maps:",
-        "  a demonstration of the method, no claim about any population or scanner.",
+        f"- Learned from simulated scans of the {len(training.get('training_subjects', ()))} subjects above: a "
+        "demonstration of the method, no claim",
+        "  about any population or scanner.",
         "- T1-weighted brain scans only; other contrasts, other organs and children were not seen.",
         "- One step gives the mean of what is plausible; more steps give one sharper draw, not more truth.",
         "",
@@ -83,6 +85,10 @@ def _preset(name: str) -> str:
     if ranges is not None:
         (low, high), (fine, coarse) = ranges.snr_wm, ranges.in_plane
         return f"- {name}: SNR of white matter {low:g} to {high:g}, {fine:g} to {coarse:g} mm in plane, Rician noise"
+    noisier = PRESETS[name].noisier
+    if noisier is not None:
+        least, most = noisier
+        return f"- {name}: as siqt-k4, both SNRs divided by {least:g} to {most:g}"
     mean, kind = (T1W_MEAN, "in") if PRESETS[name].in_distribution else (OUT_OF_DISTRIBUTION_MEAN, "out of")
     return f"- {name}: SNR around {mean[0]:g} in white and {mean[1]:g} in grey matter ({kind} distribution)"
 

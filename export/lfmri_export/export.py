@@ -27,8 +27,8 @@ from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.network.unet import parameter_count
 from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
-from lfmri_trainer.train import PROCESSING, SUMMARY
-from lfmri_trainer.weights import load_weights
+from lfmri_trainer.train import PROCESSING
+from lfmri_trainer.weights import SUMMARY, load_weights
 from lfmri_trainer.working import WorkingPair, working_pairs
 
 PRECISIONS = ("float16", "float32")
@@ -46,6 +46,7 @@ def export(
     licence: str,
     precision: str,
     pairs: Path | None = None,
+    data: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Parity]:
     """Write a bundle.
@@ -59,6 +60,7 @@ def export(
         precision: of the weights, float16 or float32.
         pairs: folder of pairs for the golden slices and the uncertainty; None takes the one that the run was trained
             with.
+        data: where the training subjects come from, for the model card; None says nothing.
         progress: of fitting the uncertainty, called with (scans done, scans in all).
 
     Returns:
@@ -79,7 +81,7 @@ def export(
     network = build_network(settings.preset).eval()
     load_weights(network, run)
     folder = pairs or Path(settings.pairs)
-    golden = make_golden(network, folder, processing, prediction=settings.prediction)
+    golden = make_golden(network, folder, processing, settings)
     model = half_weights(network) if precision == "float16" else network
     inputs, outputs = array_specs(processing.multiple, y_limit=processing.low_field.limit)
     contract = Contract(
@@ -91,7 +93,7 @@ def export(
         parameters=parameter_count(network),
         prediction=settings.prediction,
         precision=parameter_precision(model),
-        source="standard normal",
+        source_std=settings.source_std,
         time_grid="uniform",
         steps=STEPS,
         default_steps=STEPS[0],
@@ -99,12 +101,17 @@ def export(
         inputs=inputs,
         outputs=outputs,
         processing=processing,
-        training=_training(run, settings),
+        training={**({"data": data} if data else {}), **_training(run, settings)},
         intended_use=INTENDED_USE,
         files={},
     )
     fit = partial(
-        calibrate, pairs=_calibrated_pairs(folder, processing), processing=processing, steps=STEPS, progress=progress
+        calibrate,
+        pairs=_calibrated_pairs(folder, processing),
+        processing=processing,
+        source_std=settings.source_std,
+        steps=STEPS,
+        progress=progress,
     )
     return _write(out, contract, export_step(model, prediction=settings.prediction), golden, fit=fit)
 

@@ -12,6 +12,7 @@ from lfmri_runtime.errors import InputRefused
 from lfmri_trainer.dataset import SliceDataset
 from lfmri_trainer.flow import sample
 from lfmri_trainer.network.unet import UNet
+from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
 from lfmri_trainer.working import working_pairs
 
@@ -41,7 +42,7 @@ class Golden:
         return {"x_0": self.x_0, "y": self.y, "x_1": self.x_1, **{f"result_{k}": v for k, v in self.results.items()}}
 
 
-def make_golden(network: UNet, pairs: Path, processing: Processing, *, prediction: str) -> Golden:
+def make_golden(network: UNet, pairs: Path, processing: Processing, settings: TrainingSettings) -> Golden:
     """Take slices of the pairs that the network was trained with and sample them in float32.
 
     Raises:
@@ -49,14 +50,20 @@ def make_golden(network: UNet, pairs: Path, processing: Processing, *, predictio
     """
     rows = [row for row in read_pairs(pairs) if row.split != "test"]
     held_out = [row for row in rows if row.split == "validation"] or rows
-    slices = SliceDataset(working_pairs(pairs, held_out, processing), count=COUNT, multiple=SIDE, seed=SEED)
+    slices = SliceDataset(
+        working_pairs(pairs, held_out, processing),
+        count=COUNT,
+        multiple=SIDE,
+        source_std=settings.source_std,
+        seed=SEED,
+    )
     if len(slices) == 0:
         raise InputRefused(f"{pairs} holds no slice with signal; expected the pairs that the run was trained with")
     chosen = [slices[i % len(slices)] for i in range(COUNT)]
     x_0, y, x_1 = (torch.stack([_centre(entry[name]) for entry in chosen]) for name in ("x_0", "y", "x_1"))
     # Halved and widened again, so that the stored condition is exactly what was sampled.
     y, x_1 = y.half().float(), x_1.half().float()
-    results = {k: sample(network, x_0, y, steps=k, prediction=prediction).numpy() for k in STEPS}
+    results = {k: sample(network, x_0, y, steps=k, prediction=settings.prediction).numpy() for k in STEPS}
     return Golden(x_0.numpy(), y.numpy(), x_1.numpy(), results)
 
 

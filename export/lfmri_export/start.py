@@ -20,11 +20,11 @@ from lfmri_runtime.errors import BundleRefused, UsageError
 from lfmri_runtime.files import atomic_write, write_json, write_text
 from lfmri_trainer.network.presets import PRESETS, build_network
 from lfmri_trainer.settings import TrainingSettings
-from lfmri_trainer.train import PROCESSING, SUMMARY
-from lfmri_trainer.weights import WEIGHTS
+from lfmri_trainer.train import PROCESSING
+from lfmri_trainer.weights import SUMMARY, WEIGHTS
 
 #: What the contract's training section holds beside a run's summary.
-BESIDE = ("settings", "started_from", "parity")
+BESIDE = ("data", "settings", "started_from", "parity")
 
 
 def start_from_bundle(bundle: Path | None, run: Path) -> None:

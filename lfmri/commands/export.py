@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 RUN, TRT, RTX = "RUN", "--trt", "--trt-rtx"
 #: What each option goes with; every other pair is a usage error.
 GOES_WITH = {
-    **dict.fromkeys(("run", "out", "name", "version", "licence", "precision", "pairs"), (RUN,)),
+    **dict.fromkeys(("run", "out", "name", "version", "licence", "precision", "pairs", "data"), (RUN,)),
     **dict.fromkeys(("bundle", "profile", "cache", "rebuild"), (TRT, RTX)),
     **dict.fromkeys(("trt", "version_compatible", "hardware_compatible"), (TRT,)),
     **dict.fromkeys(("trt_rtx", "targets"), (RTX,)),
@@ -45,6 +45,7 @@ DEFAULT_PROFILE = "1x{0}x{0},2x192x192,4x384x384"
     type=click.Path(path_type=Path),
     help="Pairs for the golden slices and the uncertainty.  [default: the run's]",
 )
+@click.option("--data", help="Where the training subjects come from, for the model card: source and licence.")
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine of a bundle on this machine's GPU.")
 @click.option("--trt-rtx", is_flag=True, help="Build TensorRT-RTX engines of a bundle for RTX cards; needs no GPU.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Bundle of the engine.  [default: the built-in one]")

@@ -15,7 +15,7 @@ from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
 
 #: The schema that this version reads and writes.
-SCHEMA = 3
+SCHEMA = 4
 #: What the network's output may be read as.
 PREDICTIONS = ("x_1", "velocity")
 #: A contract is a few kilobytes; more than this is not one.
@@ -71,7 +71,7 @@ class Contract:
         parameters: number of learnable parameters.
         prediction: what the network's output is: x_1, or the velocity.
         precision: of the weights in step.onnx, float32 or float16.
-        source: distribution of x_0.
+        source_std: standard deviation of x_0 ~ N(0, source_std^2 I), on the standard scale; in (0, 10].
         time_grid: spacing of the Euler steps.
         steps: numbers of steps that were verified; golden.npz holds a result for each.
         default_steps: what `lfmri enhance` takes when nothing is asked.
@@ -93,7 +93,7 @@ class Contract:
     parameters: int
     prediction: str
     precision: str
-    source: str
+    source_std: float
     time_grid: str
     steps: tuple[int, ...]
     default_steps: int
@@ -126,6 +126,10 @@ def parse_contract(text: str) -> Contract:
     if contract.prediction not in PREDICTIONS:
         raise BundleRefused(
             f"contract.json: prediction is {shorten(contract.prediction)}; expected one of {', '.join(PREDICTIONS)}"
+        )
+    if not 0 < contract.source_std <= 10:
+        raise BundleRefused(
+            f"contract.json: source_std is {contract.source_std:g}; expected above 0 and at most 10: export again"
         )
     for number, calibration in enumerate(contract.uncertainty):
         if calibration.scale <= 0:

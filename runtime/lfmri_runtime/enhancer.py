@@ -210,6 +210,7 @@ class Enhancer:
         progress: Progress,
     ) -> tuple[Float32Array, Float32Array | None]:
         """Mean and standard deviation over samples, by Welford's running update; one batch in flight."""
+        contract = self.bundle.contract
         normals = plane_normals(thick)
         total = samples * sum(-(-shape[normal] // self.batch) for normal in normals)
         mean = np.zeros(shape, dtype=np.float32)
@@ -222,7 +223,9 @@ class Enhancer:
             progress(done, total)
 
         for sample in range(samples):
-            x_0 = noise_volume(padded_shape(shape, self.bundle.contract.processing.multiple), seed=seed, sample=sample)
+            x_0 = noise_volume(
+                padded_shape(shape, contract.processing.multiple), std=contract.source_std, seed=seed, sample=sample
+            )
             drawn = self._planes(x_0, y, shape, thick, steps=steps, count=count)
             drawn -= mean
             mean += drawn / np.float32(sample + 1)

@@ -22,7 +22,7 @@ def euler(
 
     Args:
         step: one Euler step, (x_t, y, t, dt) -> x_t + dt * v(x_t, y, t).
-        x_0: noise, N(0, I).
+        x_0: noise, N(0, source_std^2 I).
         y: the condition, of the same shape.
         time_grid: ascending from 0 to 1.
 

@@ -48,7 +48,9 @@ def batches(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def noise_volume(shape: tuple[int, ...], *, seed: int, sample: int) -> Float32Array:
-    """x_0 ~ N(0, I) of one sample, by the counter-based generator Philox (Salmon et al. 2011)."""
+def noise_volume(shape: tuple[int, ...], *, std: float, seed: int, sample: int) -> Float32Array:
+    """x_0 ~ N(0, std^2 I) of one sample, by the counter-based generator Philox (Salmon et al. 2011)."""
     generator = Generator(Philox(SeedSequence([seed, sample])))
-    return generator.standard_normal(shape, dtype=np.float32)
+    x_0 = generator.standard_normal(shape, dtype=np.float32)
+    x_0 *= np.float32(std)
+    return x_0

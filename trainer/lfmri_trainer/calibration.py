@@ -57,7 +57,14 @@ class Crossings:
 
 
 def crossings(
-    step: Step, pair: WorkingPair, processing: Processing, *, steps: int, samples: int, count: int = SLICES
+    step: Step,
+    pair: WorkingPair,
+    processing: Processing,
+    *,
+    source_std: float,
+    steps: int,
+    samples: int,
+    count: int = SLICES,
 ) -> Crossings:
     """Sample a few slices of both planes and keep the lines where they cross, as `Enhancer.enhance` would give them.
 
@@ -65,6 +72,7 @@ def crossings(
         step: opened.
         pair: on the working grid.
         processing: of the bundle.
+        source_std: of x_0.
         steps: of the Euler method.
         samples: draws of x_0, at least 2.
         count: slices of each plane.
@@ -79,7 +87,7 @@ def crossings(
     chosen = {normal: _spread(pair.parameters.pair, truth, normal, count) for normal in (first, second)}
     drawn = []
     for sample in range(samples):
-        x_0 = noise_volume(padded_shape(shape, processing.multiple), seed=SEED, sample=sample)
+        x_0 = noise_volume(padded_shape(shape, processing.multiple), std=source_std, seed=SEED, sample=sample)
         lines = [
             _lines(step, x_0, y, normal=normal, other=other, thick=thick, chosen=chosen, steps=steps)
             for normal, other in ((first, second), (second, first))
@@ -119,6 +127,7 @@ def calibrate(
     pairs: Sequence[WorkingPair],
     processing: Processing,
     *,
+    source_std: float,
     steps: Sequence[int],
     progress: Progress = lambda done, total: None,
 ) -> tuple[Calibration, ...]:
@@ -128,6 +137,7 @@ def calibrate(
         step: opened.
         pairs: of the validation split; none gives no calibration.
         processing: of the bundle.
+        source_std: of x_0.
         steps: of the Euler method. One step is left out: it gives nearly the posterior mean whatever the noise, so its
             samples say nothing of the error. So is a number for which no scale will do.
         progress: called with (scans done, scans in all).
@@ -137,7 +147,7 @@ def calibrate(
     for place, number in enumerate(several if pairs else ()):
         lines = []
         for pair in pairs:
-            lines.append(crossings(step, pair, processing, steps=number, samples=SAMPLES))
+            lines.append(crossings(step, pair, processing, source_std=source_std, steps=number, samples=SAMPLES))
             progress(place * len(pairs) + len(lines), len(several) * len(pairs))
         error = np.concatenate([(line.mean - line.truth)[line.inside] for line in lines])
         scale = fit_scale(error, np.concatenate([line.std[line.inside] for line in lines]))

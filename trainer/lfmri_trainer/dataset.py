@@ -36,6 +36,7 @@ class CropDataset(Dataset[Sample]):
         crop: side of the square crop, voxels, a multiple of the network's.
         length: number of samples.
         seed: of all of them.
+        source_std: standard deviation of x_0.
         scale_jitter: the condition is multiplied by a factor drawn from 1 +- this, as scans differ in foreground.
         time_power: t has the density (1 - t)^time_power; 0 is uniform. With 2 the velocity's squared error of an x_1
             prediction weighs the errors of x_1 alike at every t, which serves few Euler steps.
@@ -45,11 +46,20 @@ class CropDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, pairs: Sequence[WorkingPair], *, crop: int, length: int, seed: int, scale_jitter: float, time_power: float
+        self,
+        pairs: Sequence[WorkingPair],
+        *,
+        crop: int,
+        length: int,
+        seed: int,
+        source_std: float,
+        scale_jitter: float,
+        time_power: float,
     ) -> None:
         self.crop = crop
         self.length = length
         self.seed = seed
+        self.source_std = np.float32(source_std)
         self.scale_jitter = scale_jitter
         self.time_power = time_power
         self.stacks = [
@@ -73,7 +83,7 @@ class CropDataset(Dataset[Sample]):
         for axis in (0, 1):
             if rng.random() < 0.5:
                 y, x_1 = np.flip(y, axis), np.flip(x_1, axis)
-        x_0 = rng.standard_normal(y.shape, dtype=np.float32)
+        x_0 = self.source_std * rng.standard_normal(y.shape, dtype=np.float32)
         return {
             "x_0": torch.from_numpy(x_0)[None],
             "x_1": torch.from_numpy(x_1.copy())[None],
@@ -101,12 +111,16 @@ class SliceDataset(Dataset[Sample]):
         pairs: of the validation split.
         count: number of slices.
         multiple: sides are padded with zeros up to it.
+        source_std: standard deviation of x_0.
         seed: of the noise.
     """
 
-    def __init__(self, pairs: Sequence[WorkingPair], *, count: int, multiple: int, seed: int) -> None:
+    def __init__(
+        self, pairs: Sequence[WorkingPair], *, count: int, multiple: int, source_std: float, seed: int
+    ) -> None:
         stacks = [s for pair in pairs for normal in plane_normals(pair.thick_axis) for s in _stack(pair, normal)]
         self.multiple = multiple
+        self.source_std = np.float32(source_std)
         self.seed = seed
         chosen = [stacks[i] for i in np.linspace(0, len(stacks) - 1, min(count, len(stacks))).astype(int)]
         self.places = [
@@ -123,7 +137,7 @@ class SliceDataset(Dataset[Sample]):
         missing = [(0, new - old) for new, old in zip(padded_shape(y.shape, self.multiple), y.shape, strict=True)]
         y, x_1 = np.pad(y, missing), np.pad(x_1, missing)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, number])))
-        x_0 = rng.standard_normal(y.shape, dtype=np.float32)
+        x_0 = self.source_std * rng.standard_normal(y.shape, dtype=np.float32)
         return {name: torch.from_numpy(image)[None] for name, image in (("x_0", x_0), ("x_1", x_1), ("y", y))}
 
 

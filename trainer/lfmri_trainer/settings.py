@@ -34,6 +34,7 @@ class TrainingSettings:
     ema_decay: float = _setting(0.999, "Decay of the averaged weights.")
     gradient_clip: float = _setting(1.0, "Largest norm of the gradient.")
     scale_jitter: float = _setting(0.1, "Random relative change of the condition's scale.")
+    source_std: float = _setting(0.3, "Standard deviation of x_0, on the standard scale.")
     time_power: float = _setting(0.0, "Times are drawn with density (1 - t)^power; 0 is uniform.")
     initial: str = _setting("", "Run whose averaged weights the network starts from; empty for fresh ones.")
     voxel_size: float = _setting(1.0, "Voxel size of the working grid, mm.")
@@ -60,6 +61,8 @@ class TrainingSettings:
             if getattr(self, name) < smallest:
                 found = getattr(self, name)
                 raise UsageError(f"--{name.replace('_', '-')} is {found}; expected at least {smallest}")
+        if not 0 < self.source_std <= 10:
+            raise UsageError(f"--source-std is {self.source_std:g}; expected above 0 and at most 10")
         world = self.devices * self.nodes
         if self.batch % world:
             raise UsageError(f"--batch is {self.batch} for {world} processes; expected a multiple of {world}")

@@ -35,11 +35,10 @@ from lfmri_trainer.module import FlowModule, exponential_average
 from lfmri_trainer.network.presets import PRESETS
 from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
-from lfmri_trainer.weights import WEIGHTS, load_weights
+from lfmri_trainer.weights import SUMMARY, WEIGHTS, learned, load_weights
 from lfmri_trainer.working import learn_processing, working_pairs
 
 PROCESSING = "processing.json"
-SUMMARY = "summary.json"
 CHECKPOINT = "checkpoints/last.ckpt"
 
 
@@ -118,6 +117,7 @@ class PairsData(pl.LightningDataModule):
             crop=s.crop,
             length=s.max_steps * s.batch,
             seed=s.seed,
+            source_std=s.source_std,
             scale_jitter=s.scale_jitter,
             time_power=s.time_power,
         )
@@ -137,7 +137,13 @@ class PairsData(pl.LightningDataModule):
         if not self.validation_pairs:
             return []
         s = self.settings
-        dataset = SliceDataset(self.validation_pairs, count=s.validation_slices, multiple=self.multiple, seed=s.seed)
+        dataset = SliceDataset(
+            self.validation_pairs,
+            count=s.validation_slices,
+            multiple=self.multiple,
+            source_std=s.source_std,
+            seed=s.seed,
+        )
         return DataLoader(dataset, batch_size=1)
 
 
@@ -164,6 +170,7 @@ class RunRecorder(Callback):
         self.run = run
         self.settings = settings
         self.data = data
+        self.before = learned(Path(settings.initial) if settings.initial else None)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -186,10 +193,11 @@ class RunRecorder(Callback):
         pairs = self.data.train_pairs
         return {
             "steps": steps,
+            "steps_in_all": self.before.steps + steps,
             "batch": self.settings.batch,
             "crop": self.settings.crop,
             "training_pairs": len(pairs),
-            "training_subjects": sorted({pair.parameters.subject for pair in pairs}),
+            "training_subjects": sorted({*self.before.subjects, *(pair.parameters.subject for pair in pairs)}),
             "validation_subjects": sorted({pair.parameters.subject for pair in self.data.validation_pairs}),
             "presets": sorted({pair.parameters.preset for pair in pairs}),
             "last_metrics": metrics,

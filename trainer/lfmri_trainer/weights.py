@@ -1,14 +1,53 @@
-"""The averaged weights of a run: weights.npz, plain arrays, nothing pickled."""
+"""The averaged weights of a run, and what they learned from.
 
+RUN/weights.npz    plain arrays, nothing pickled
+RUN/summary.json   steps, pairs, subjects and last validation
+"""
+
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from lfmri_runtime.decoding import decode
 from lfmri_runtime.errors import BundleRefused
 from lfmri_trainer.network.unet import UNet
 
 WEIGHTS = "weights.npz"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What a run's weights learned from, the runs that it started from included.
+
+    Attributes:
+        steps: of the optimiser.
+        subjects: names, sorted.
+    """
+
+    steps: int
+    subjects: tuple[str, ...]
+
+
+def learned(run: Path | None) -> Learned:
+    """Read a run's summary; nothing was learned where there is no run.
+
+    Raises:
+        BundleRefused: the summary is missing or is none.
+    """
+    if run is None:
+        return Learned(steps=0, subjects=())
+    try:
+        summary = json.loads((run / SUMMARY).read_text())
+        found: Learned = decode(
+            Learned, {"steps": summary["steps_in_all"], "subjects": summary["training_subjects"]}, SUMMARY
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleRefused(f"{run / SUMMARY}: {error}; expected a run that `lfmri train` made") from None
+    return found
 
 
 def load_weights(network: UNet, run: Path) -> None:

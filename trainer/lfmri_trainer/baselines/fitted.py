@@ -65,6 +65,8 @@ class Fitted(Method):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+        #: Subjects that the starting weights learned from.
+        self.seen_before: tuple[str, ...] = ()
         self.about: About | None = None
 
     @abstractmethod
@@ -94,7 +96,7 @@ class Fitted(Method):
             settings=described,
             data=training.identity,
             scale=training.scale,
-            subjects=tuple(training.subjects),
+            subjects=tuple(sorted({*training.subjects, *self.seen_before})),
             budget=budget,
         )
         self.budget = budget

@@ -33,9 +33,10 @@ class Flow(Method):
         self.key = f"{type(self).key}-{steps}"
         self.title = f"{contract.name}, {steps} step{'s' if steps > 1 else ''}"
         self.parameters = contract.parameters
-        trained = contract.training.get("steps")
+        trained = contract.training.get("steps_in_all")
         self.budget = f"{trained} steps of {contract.training.get('batch')} crops" if trained else "not said"
         self.identity = f"{bundle.sha256}, {steps} steps, seed {SEED}"
+        self.source_std = contract.source_std
         self.multiple = contract.processing.multiple
         self.step = step
         self.time_grid = uniform_time_grid(steps)
@@ -48,7 +49,8 @@ class Flow(Method):
 
     def enhance(self, request: Request) -> Float32Array:
         """Integrate the flow for every asked slice, from the same noise that the whole volume would get."""
-        x_0 = request.slices(noise_volume(padded_shape(request.y.shape, self.multiple), seed=SEED, sample=0))
+        shape = padded_shape(request.y.shape, self.multiple)
+        x_0 = request.slices(noise_volume(shape, std=self.source_std, seed=SEED, sample=0))
         y = request.slices(pad(request.y, self.multiple))
         rows, columns = request.slices(request.y).shape[1:]
         parts = [

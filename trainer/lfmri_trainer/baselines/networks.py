@@ -87,7 +87,13 @@ class SliceNetworkMethod(NetworkMethod, SliceMethod):
         """Crops of slices as the flow is trained on, in both planes that contain the thick axis."""
         s = self.settings
         crops = CropDataset(
-            training.pairs, crop=s.crop, length=0, seed=s.seed, scale_jitter=SCALE_JITTER, time_power=0.0
+            training.pairs,
+            crop=s.crop,
+            length=0,
+            seed=s.seed,
+            source_std=1.0,
+            scale_jitter=SCALE_JITTER,
+            time_power=0.0,
         )
         return numbered(crops, s.batch)
 

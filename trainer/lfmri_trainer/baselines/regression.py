@@ -1,15 +1,20 @@
 """The flow's own U-Net trained by plain regression: what flow matching itself adds."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lfmri_runtime.errors import UsageError
 from lfmri_trainer.baselines.fitting import Batch, Moment, NetworkSettings
-from lfmri_trainer.baselines.method import Context
+from lfmri_trainer.baselines.method import Context, Progress
 from lfmri_trainer.baselines.networks import SliceNetworkMethod
+from lfmri_trainer.baselines.pairs import TrainingPairs
 from lfmri_trainer.network.presets import PRESETS, build_network
+from lfmri_trainer.network.unet import UNet
+from lfmri_trainer.weights import learned, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +23,11 @@ class RegressionSettings(NetworkSettings):
 
     Attributes:
         preset: of the network.
+        initial: run whose averaged weights it starts from, as `lfmri train --initial`; empty for fresh ones.
     """
 
     preset: str = "iqt-cfm"
+    initial: str = ""
 
 
 class Regression(SliceNetworkMethod):
@@ -42,6 +49,17 @@ class Regression(SliceNetworkMethod):
             raise UsageError(f"preset is {settings.preset!r}; expected one of {', '.join(PRESETS)}")
         self.multiple = PRESETS[settings.preset].multiple
         return build_network(settings.preset)
+
+    def learn(self, training: TrainingPairs, *, checkpoint: Path, progress: Progress) -> str:
+        """Fit from fresh weights or from a run's; the subjects that those weights learned from count as seen."""
+        if not self.settings.initial:
+            return super().learn(training, checkpoint=checkpoint, progress=progress)
+        start = Path(self.settings.initial)
+        load_weights(cast(UNet, self.network), start)
+        before = learned(start)
+        self.seen_before = before.subjects
+        spent = super().learn(training, checkpoint=checkpoint, progress=progress)
+        return f"{spent}, after {before.steps} steps of flow matching"
 
     def predict(self, y: Tensor) -> Tensor:
         """One evaluation of the network."""

@@ -185,7 +185,8 @@ def _kept_or_made(
             raise InputRefused(f"{path}: {reason}; expected a result of this benchmark: remove it and resume") from None
         if found == about:
             return kept
-    lines = crossings(step, pair, bundle.contract.processing, steps=steps, samples=samples)
+    contract = bundle.contract
+    lines = crossings(step, pair, contract.processing, source_std=contract.source_std, steps=steps, samples=samples)
     voxels = np.stack([(lines.mean - lines.truth)[lines.inside], lines.std[lines.inside]])
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, {"voxels": voxels}, about)

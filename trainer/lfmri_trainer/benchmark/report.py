@@ -26,6 +26,7 @@ from lfmri_trainer.benchmark.tables import (
     markdown,
     score_table,
     scores_csv,
+    subject_table,
 )
 
 REPORT = "benchmark.md"
@@ -69,6 +70,7 @@ def write_report(
                 table=difference_table(compared),
             ),
             Section(heading=f"{name}: reconstructions and absolute errors", picture=picture),
+            *_subjects(results, methods),
         ]
     sections += [
         *calibration_sections(bundle, measured),
@@ -126,6 +128,16 @@ def _rules(bundle: Bundle, command: str) -> tuple[str, ...]:
         f"high-field slice on that scale, data range 1. {RULE} {Lpips.name}.",
         f"{bundle.contract.name} was trained on {', '.join(bundle.contract.training.get('training_subjects', ()))}.",
     )
+
+
+def _subjects(results: SetResults, methods: Sequence[Method]) -> list[Section]:
+    """One subject differs from the next; nothing where there is one alone, or no proposed model."""
+    proposed = [method for method in methods if method.proposed]
+    if len({scan.pair.subject for scan in results.scans}) < 2 or not proposed:
+        return []
+    said = f"Means over the slices of each subject, interpolation → {proposed[0].title}."
+    heading = f"{results.test_set.name}: by subject"
+    return [Section(heading=heading, paragraphs=(said,), table=subject_table(results, methods))]
 
 
 def _notes(methods: Sequence[Method]) -> Section:

@@ -80,6 +80,26 @@ def score_table(results: SetResults, methods: Sequence[Method]) -> Table:
     return Table(head=tuple(head), rows=tuple(map(tuple, rows)))
 
 
+def subject_table(results: SetResults, methods: Sequence[Method]) -> Table:
+    """Means of interpolation and of the proposed model at its fewest steps, a row a subject."""
+    start = next(method for method in methods if isinstance(method, Interpolation))
+    model = next(method for method in methods if method.proposed)
+    rows = []
+    for subject in dict.fromkeys(scan.pair.subject for scan in results.scans):
+        chosen = [number for number, scan in enumerate(results.scans) if scan.pair.subject == subject]
+        means = [
+            {
+                c.key: np.mean(np.concatenate([results.results[method.key][n].scores[c.key] for n in chosen]))
+                for c in COLUMNS
+            }
+            for method in (start, model)
+        ]
+        slices = sum(len(results.results[model.key][n].indices) for n in chosen)
+        cells = [" → ".join(f"{mean[c.key]:.{c.decimals}f}" for mean in means) for c in COLUMNS]
+        rows.append(tuple((text, False) for text in (subject, str(slices), *cells)))
+    return Table(head=("subject", "slices", *map(column_label, COLUMNS)), rows=tuple(rows))
+
+
 def difference_table(found: Sequence[Difference]) -> Table:
     """Mean difference and interval; strong where the interval excludes zero."""
     rows = []

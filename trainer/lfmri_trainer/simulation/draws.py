@@ -145,6 +145,9 @@ def _gaussian(rng: np.random.Generator, mean: tuple[float, float], factor: NDArr
 
 def _draw_siqt(rng: np.random.Generator, preset: SimulationPreset) -> dict[str, object]:
     snr_wm, snr_gm = draw_snr(rng, in_distribution=preset.in_distribution)
+    if preset.noisier is not None:
+        factor = rng.uniform(*preset.noisier)
+        snr_wm, snr_gm = snr_wm / factor, snr_gm / factor
     return {
         "anatomy": "brain",
         "spacing": float(preset.factor),

@@ -20,6 +20,9 @@ OUT_OF_DISTRIBUTION_MEAN = (14.0, 12.0)
 #: Their covariance: the T1w one scaled by the ratio of the centres, squared (assumed).
 OUT_OF_DISTRIBUTION_SCALE = (14.0 / 64.50) ** 2
 
+#: Factors of the noise of the noisy preset, for training: up to halfway to the out-of-distribution draws (assumed).
+NOISIER = (1.0, 3.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UltraLowField:
@@ -48,18 +51,22 @@ class SimulationPreset:
         factor: slice spacing (thickness + gap) in voxels of the subject.
         thickness: slice thickness in voxels; the FWHM of the slice profile.
         in_distribution: draws within IN_DISTRIBUTION_BOUND of the published mean, or out of distribution.
+        noisier: range of a uniform factor by which both drawn SNRs are divided, so that the contrast stays; None
+            leaves them as they are.
         ultra_low_field: None for SIQT; otherwise its ranges replace factor, thickness and the SNR distribution.
     """
 
     factor: int = 4
     thickness: int = 3
     in_distribution: bool = True
+    noisier: tuple[float, float] | None = None
     ultra_low_field: UltraLowField | None = None
 
 
 PRESETS = {
     "siqt-k4": SimulationPreset(),
     "siqt-k8": SimulationPreset(factor=8, thickness=6),
+    "siqt-k4-noisy": SimulationPreset(noisier=NOISIER),
     "siqt-k4-ood": SimulationPreset(in_distribution=False),
     "siqt-k8-ood": SimulationPreset(factor=8, thickness=6, in_distribution=False),
     "ultra-low-field": SimulationPreset(ultra_low_field=UltraLowField()),
