@@ -3,7 +3,7 @@
 import socket
 import ssl
 import struct
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
@@ -286,7 +286,7 @@ class Authority:
         )
 
     def _certificate(self, subject: x509.Name, key: Any, *, authority: bool) -> bytes:
-        now = datetime.now(UTC)
+        now = datetime.now(timezone.utc)
         names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
         builder = (
             x509.CertificateBuilder()

@@ -93,17 +93,19 @@ def test_any_exception_removes_the_temporary_file_and_keeps_the_old_one(
 
 def test_the_bytes_reach_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
-    fsync, replace = os.fsync, os.replace
+    fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), fsync(handle))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b))[1])
+    monkeypatch.setattr(Path, "replace", lambda a, b: (order.append("replace"), replace(a, b))[1])
     write_text(tmp_path / "a", "x")
     assert order == ["fsync", "replace"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, call: str) -> None:
-    monkeypatch.setattr(os, call, raising(code))
+@pytest.mark.parametrize("place", [(os, "fsync"), (Path, "replace")], ids=["fsync", "replace"])
+def test_a_full_disk_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, place: tuple[object, str]
+) -> None:
+    monkeypatch.setattr(*place, raising(code))
     with pytest.raises(TryAgainLater, match=r"disk full.*free some space") as caught:
         write_text(tmp_path / "a", "x")
     assert "\n" not in str(caught.value)
@@ -112,7 +114,7 @@ def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO])
 def test_a_place_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    monkeypatch.setattr(os, "replace", raising(code))
+    monkeypatch.setattr(Path, "replace", raising(code))
     with pytest.raises(TryAgainLater, match=r"a\.json: not writable.*check that its folder"):
         write_text(tmp_path / "a.json", "x")
     assert names(tmp_path) == []

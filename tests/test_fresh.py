@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -46,6 +47,38 @@ def base(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = folder.glob("lfmri-*.whl")
     run(folder / "env" / "bin" / "pip", "install", "--quiet", wheel, cwd=folder)
     return folder
+
+
+def oldest_python() -> str | None:
+    """An interpreter of the oldest Python that is promised, JetPack 6's; a shim that only says no does not count."""
+    installed = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.10.*/bin/python"))
+    for python in ("python3.10", *map(str, installed)):
+        with suppress(OSError):
+            done = subprocess.run([python, "-c", "import sys, venv; print(sys.version_info[:2])"], capture_output=True)
+            if done.stdout.strip() == b"(3, 10)":
+                return python
+    return None
+
+
+def test_the_base_enhances_the_same_with_the_oldest_python(base: Path, tmp_path: Path) -> None:
+    python = oldest_python()
+    if python is None:
+        pytest.skip("no Python 3.10 is installed")
+    (wheel,) = base.glob("lfmri-*.whl")
+    run(python, "-m", "venv", tmp_path / "env", cwd=tmp_path)
+    run(tmp_path / "env" / "bin" / "pip", "install", "--quiet", wheel, cwd=tmp_path)
+    data = np.random.default_rng(0).gamma(2, 40, (24, 24, 8))
+    nib.Nifti1Image(data.astype(np.int16), np.diag([1.0, 1, 5, 1])).to_filename(tmp_path / "scan.nii.gz")
+    for name, folder in (("new", base), ("old", tmp_path)):
+        command = (folder / "env" / "bin" / "lfmri", "enhance", tmp_path / "scan.nii.gz", "-o")
+        run(*command, tmp_path / f"{name}.nii.gz", "--backend", "onnxruntime", cwd=tmp_path)
+    new, old = (
+        np.asarray(nib.Nifti1Image.from_filename(tmp_path / f"{n}.nii.gz").dataobj, dtype=float) for n in ("new", "old")
+    )
+    assert np.abs(old - new).max() <= 2, "other releases of ONNX Runtime may differ by a unit or two of the scan"
+    assert new.std() > 10
+    settings = run(tmp_path / "env" / "bin" / "python", "-c", "import lfmri_runtime.console.settings", cwd=tmp_path)
+    assert settings == ""
 
 
 def test_the_wheel_holds_packages_and_model_files_and_nothing_else(base: Path) -> None:

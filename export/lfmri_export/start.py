@@ -90,11 +90,14 @@ def _found(
     value: NDArray[np.generic], drawn: dict[str, NDArray[np.generic]], kept: dict[str, NDArray[np.generic]]
 ) -> NDArray[np.generic]:
     """The bundle's values in the place where the template's are found, in the template's shape; zero if left out."""
+    found: NDArray[np.generic]
     for name, array in drawn.items():
         if array.size == value.size and np.array_equal(array.ravel(), value.ravel()):
-            return kept.get(name, np.zeros_like(array)).reshape(value.shape)
+            found = kept.get(name, np.zeros_like(array)).reshape(value.shape)
+            return found
         if value.ndim == 2 and np.array_equal(array, value.T):
-            return kept[name].T
+            found = kept[name].T
+            return found
     raise BundleRefused(f"a weight of shape {value.shape} is not in the graph as it was; expected it unchanged")
 
 

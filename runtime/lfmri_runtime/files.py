@@ -102,8 +102,11 @@ def sha256_file(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -39,7 +39,8 @@ def slices_of(volume: Float32Array, *, normal: int, thick_axis: int | None) -> F
     rest = [axis for axis in range(3) if axis != normal]
     if thick_axis in rest:
         rest.sort(key=lambda axis: axis != thick_axis)
-    return volume.transpose(normal, *rest)
+    view: Float32Array = volume.transpose(normal, *rest)
+    return view
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

@@ -181,7 +181,8 @@ def _lines(
     noise, condition = (slices_of(v, normal=normal, thick_axis=thick)[chosen[normal]][:, None] for v in (x_0, y))
     stream = ((noise[part], condition[part]) for part in batches(len(noise), BATCH))
     x_1 = np.concatenate(list(step.flow(stream, uniform_time_grid(steps))))
-    return x_1[:, 0][..., chosen[other]].swapaxes(1, 2)
+    lines: Float32Array = x_1[:, 0][..., chosen[other]].swapaxes(1, 2)
+    return lines
 
 
 def _spread(name: str, truth: Float32Array, normal: int, count: int) -> NDArray[np.intp]:

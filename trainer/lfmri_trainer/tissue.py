@@ -168,4 +168,5 @@ def _probability(data: FloatArray, what: str) -> FloatArray:
         raise InputRefused(
             f"{what}: values {data.min():g} to {data.max():g}; expected 0 to 1, 100 or 255; give a probability map"
         )
-    return (data / np.float32(scale)).clip(0, 1)
+    shares: FloatArray = (data / np.float32(scale)).clip(0, 1)
+    return shares

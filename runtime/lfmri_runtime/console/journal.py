@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class AuditLog:
 
     def record(self, event: str, fields: dict[str, Any]) -> None:
         """Append one line."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": event, **fields}
         content = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with self._lock:
             try:

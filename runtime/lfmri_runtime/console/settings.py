@@ -5,7 +5,7 @@ An address is loopback unless [network] beyond_loopback says otherwise.
 
 import dataclasses
 import ipaddress
-import tomllib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,11 @@ from typing import Any
 from lfmri_runtime.decoding import Mismatch, decode
 from lfmri_runtime.enhancer import GRIDS
 from lfmri_runtime.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 #: A configuration is a few kilobytes; more than this is not one.
 MAX_BYTES = 1 << 20

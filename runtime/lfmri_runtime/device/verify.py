@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -113,7 +113,7 @@ def verify(
     document = {
         "schema": SCHEMA,
         "verdict": "passed" if all(check.passed for check in checks) else "failed",
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "bundle": {"name": contract.name, "version": contract.version, "sha256": bundle.sha256},
         "backend": {"name": step.name, "provider": step.provider, "precision": step.precision, "threads": threads},
         "machine": {**identity(), "memory_gib": memory_gib()},

@@ -104,7 +104,8 @@ class Forest(Fitted, VolumeMethod):
             for leaf, members in zip(found, np.split(order, first[1:]), strict=True):
                 row = np.searchsorted(tree["leaves"], leaf)
                 total[members] += x[members] @ tree["coefficients"][row].T + tree["intercepts"][row]
-        return total / np.float32(len(self.trees))
+        mean: Float32Array = total / np.float32(len(self.trees))
+        return mean
 
     def enhance_volume(self, y: Float32Array) -> Float32Array:
         """Gap by gap between the thick slices."""

@@ -135,7 +135,7 @@ def truncate(
 
 def add_noise(image: Float32Array, *, sigma: float, kind: str, rng: np.random.Generator) -> Float32Array:
     """Step 5: real Gaussian noise on every voxel; or the magnitude of complex data with that noise (Rician)."""
-    noisy = image + np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32)
+    noisy: Float32Array = image + np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32)
     if kind == "gaussian":
         return noisy
     magnitude: Float32Array = np.hypot(noisy, np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32))
