@@ -5,6 +5,7 @@ import html.parser
 import io
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from lfmri_trainer.simulation.pairs import read_pairs, subject_path, write_pairs
 from .bundles import MakeBundle, contract
 from .training_fixtures import SIDE, write_tiny_pairs
 
+ROOT = Path(__file__).parents[1]
 #: Two scans of one head and one of another are tested; one is trained on.
 PAIRS = (("s1", "train", "S"), ("s4", "test", "R"), ("s4", "test", "S"), ("s5", "test", "A"))
 SETS = ("--ind", "tiny", "--ood", "tiny-ood", "--ind-slices", "8", "--ood-slices", "200")
@@ -438,6 +440,28 @@ def test_a_fitted_baseline_of_another_scale_is_refused(
     options = ["--fitted", str(made / "fitted"), "--bundle", str(make_bundle(processing=other))]
     assert run([*arguments, "--out", str(tmp_path / "out"), *options]) == 3
     assert "another scale" in capsys.readouterr().err
+
+
+def test_what_limits_a_score_is_told_for_each_pair(pairs: Path) -> None:
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "limits.py",
+        "--pairs",
+        pairs,
+        "--presets",
+        "tiny",
+        "--slices",
+        "4",
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["s4-R", "s4-S", "mean of tiny"]
+    values = np.array([row[1:] for row in rows], dtype=float)
+    np.testing.assert_allclose(values[-1], values[:-1].mean(axis=0), atol=0.011)
+    scan, line, best, resolution = values[-1]
+    assert scan <= line
+    assert line < best + 0.5, "a map of quantiles is a line too, but for its steps"
+    assert resolution > scan, "neither noise nor another contrast"
 
 
 def test_of_paths_only_the_last_part_is_told() -> None:
