@@ -31,7 +31,15 @@ def noise(*shape: int) -> NDArray[np.float32]:
 
 
 def crops(*pairs: WorkingPair, **changes: Any) -> CropDataset:
-    settings = {"crop": 16, "length": 64, "seed": 3, "source_std": 0.5, "scale_jitter": 0.1, "time_power": 0.0}
+    settings = {
+        "crop": 16,
+        "length": 64,
+        "seed": 3,
+        "source_std": 0.5,
+        "scale_jitter": 0.1,
+        "time_power": 0.0,
+        "time_zero": 0.0,
+    }
     return CropDataset(pairs, **{**settings, **changes})
 
 
@@ -84,6 +92,10 @@ def test_times_are_uniform_or_lean_to_the_noise() -> None:
         assert 0 <= t.min() < 0.01
         assert t.max() < 1
         assert t.mean() == pytest.approx(mean, abs=0.04)  # four standard errors
+        started = crops(pair, time_power=power, time_zero=0.4)
+        t = torch.stack([started[number]["t"] for number in range(1000)])
+        assert (t == 0).float().mean() == pytest.approx(0.4, abs=0.06)
+        assert t[t > 0].mean() == pytest.approx(mean, abs=0.05)
 
 
 @pytest.mark.parametrize("thick_axis", ["R", "A", "S"])

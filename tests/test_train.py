@@ -398,6 +398,7 @@ def test_bfloat16_arithmetic_keeps_float32_weights(pairs: Path, run: Path, tmp_p
         ({"validate_every": 0}, "--validate-every is 0; expected at least 1"),
         ({"workers": -1}, "--workers is -1; expected at least 0"),
         ({"seed": -1}, "--seed is -1; expected at least 0"),
+        ({"time_zero": 1.0}, "--time-zero is 1; expected at least 0 and below 1"),
         ({"source_std": 0.0}, "--source-std is 0; expected above 0 and at most 10"),
     ],
 )

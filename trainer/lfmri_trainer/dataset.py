@@ -40,6 +40,7 @@ class CropDataset(Dataset[Sample]):
         scale_jitter: the condition is multiplied by a factor drawn from 1 +- this, as scans differ in foreground.
         time_power: t has the density (1 - t)^time_power; 0 is uniform. With 2 the velocity's squared error of an x_1
             prediction weighs the errors of x_1 alike at every t, which serves few Euler steps.
+        time_zero: this share of the times is exactly 0, where every sampler starts and x_t tells nothing.
 
     Raises:
         InputRefused: no slice of the pairs holds signal.
@@ -55,6 +56,7 @@ class CropDataset(Dataset[Sample]):
         source_std: float,
         scale_jitter: float,
         time_power: float,
+        time_zero: float,
     ) -> None:
         self.crop = crop
         self.length = length
@@ -62,6 +64,7 @@ class CropDataset(Dataset[Sample]):
         self.source_std = np.float32(source_std)
         self.scale_jitter = scale_jitter
         self.time_power = time_power
+        self.time_zero = time_zero
         self.stacks = [
             stack for pair in pairs for normal in plane_normals(pair.thick_axis) for stack in _stack(pair, normal)
         ]
@@ -84,11 +87,12 @@ class CropDataset(Dataset[Sample]):
             if rng.random() < 0.5:
                 y, x_1 = np.flip(y, axis), np.flip(x_1, axis)
         x_0 = self.source_std * rng.standard_normal(y.shape, dtype=np.float32)
+        drawn = max(rng.random() - self.time_zero, 0) / (1 - self.time_zero)
         return {
             "x_0": torch.from_numpy(x_0)[None],
             "x_1": torch.from_numpy(x_1.copy())[None],
             "y": torch.from_numpy(y.copy())[None],
-            "t": torch.tensor(np.float32(1 - (1 - rng.random()) ** (1 / (1 + self.time_power)))),
+            "t": torch.tensor(np.float32(1 - (1 - drawn) ** (1 / (1 + self.time_power)))),
         }
 
     def _crop(

@@ -120,6 +120,7 @@ class PairsData(pl.LightningDataModule):
             source_std=s.source_std,
             scale_jitter=s.scale_jitter,
             time_power=s.time_power,
+            time_zero=s.time_zero,
         )
         sampler = CountingSampler(
             steps_done=lambda: trainer.global_step if trainer is not None else 0,

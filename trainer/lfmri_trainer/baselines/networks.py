@@ -94,6 +94,7 @@ class SliceNetworkMethod(NetworkMethod, SliceMethod):
             source_std=1.0,
             scale_jitter=SCALE_JITTER,
             time_power=0.0,
+            time_zero=0.0,
         )
         return numbered(crops, s.batch)
 
