@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 import lfmri_trainer.train as train_module
+from lfmri.commands.train import train as train_command
 from lfmri_runtime.contract import Processing, decode
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 from lfmri_trainer.flow import flow_matching_loss
@@ -378,6 +381,15 @@ def test_bfloat16_arithmetic_keeps_float32_weights(pairs: Path, run: Path, tmp_p
     assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
     assert not np.array_equal(found["fuse.weight"], exact["fuse.weight"])
     np.testing.assert_allclose(found["fuse.weight"], exact["fuse.weight"], rtol=0, atol=2e-3)
+
+
+def test_every_setting_is_an_option_of_that_name_with_that_default() -> None:
+    options = {parameter.name: parameter for parameter in train_command.params}
+    for field in fields(TrainingSettings):
+        assert field.name in options, f"--{field.name.replace('_', '-')}"
+        shown = re.search(r"\[default: (\S+)\]", getattr(options[field.name], "help", None) or "")
+        if shown is not None and isinstance(field.default, float):
+            assert float(shown[1]) == field.default, field.name
 
 
 @pytest.mark.parametrize(
