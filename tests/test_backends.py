@@ -115,7 +115,7 @@ def test_the_built_in_model_passes_its_golden_check_on_openvino(precision: str, 
     rows = measure_parity(opened("openvino", bundle, precision, tmp_path), read_golden(bundle))
     assert [row.steps for row in rows] == list(bundle.contract.steps)
     assert failures(rows) == []
-    assert all((row.psnr or 0) > {"float32": 75, "bfloat16": 52}[precision] for row in rows)
+    assert all((row.psnr or 0) > {"float32": 75, "bfloat16": 55}[precision] for row in rows)
 
 
 # Nothing but what was asked

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.backends import Step
+from lfmri_runtime.backends.openvino_time import TimedRequest, split_time
 from lfmri_runtime.backends.signal_stack import kept_signal_stack
 from lfmri_runtime.bundle import STEP, Bundle
 from lfmri_runtime.cache import cache_folder
@@ -70,7 +71,7 @@ class OpenVinoStep(Step):
         cores = len(os.sched_getaffinity(0))
         self._threads = min(threads, cores) if threads else cores
         self._streams = min(self._threads, MAX_STREAMS)
-        self._models: OrderedDict[tuple[Shape, int], Any] = OrderedDict()
+        self._models: OrderedDict[tuple[Shape, int], tuple[Any, Any]] = OrderedDict()
         folder = (cache_folder() if cache is None else cache) / "openvino" / bundle.sha256[:16]
         with suppress(OSError):  # a cache that cannot be written only costs time
             folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ class OpenVinoStep(Step):
     def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
         """x_t + dt * v(x_t, y, t); x_t and y (batch, 1, h, w)."""
         start = time.perf_counter()
-        result = _infer(self._model(x_t.shape, streams=1).create_infer_request(), x_t, y, t, dt)
+        result = TimedRequest(*self._model(x_t.shape, streams=1)).infer(x_t, y, t, dt)
         self.seconds += time.perf_counter() - start
         return result
 
@@ -95,7 +96,7 @@ class OpenVinoStep(Step):
         start = time.perf_counter()
         model = self._model(first[0][0].shape, streams=streams)
         self.seconds += time.perf_counter() - start
-        idle = deque(model.create_infer_request() for _ in range(streams))
+        idle = deque(TimedRequest(*model) for _ in range(streams))
         size = len(first[0][0])
         running: deque[Future[Float32Array]] = deque()
 
@@ -103,7 +104,7 @@ class OpenVinoStep(Step):
             request = idle.popleft()
             try:
                 full_x_0, full_y = (_filled(part, size) for part in (x_0, y))
-                x_1 = euler(lambda *step: _infer(request, *step), full_x_0, full_y, time_grid)
+                x_1 = euler(request.infer, full_x_0, full_y, time_grid)
                 return x_1[: len(x_0)]
             finally:
                 idle.append(request)
@@ -126,8 +127,8 @@ class OpenVinoStep(Step):
         self.seconds += time.perf_counter() - start
         return result
 
-    def _model(self, shape: tuple[int, ...], *, streams: int) -> Any:
-        """The graph compiled for a shape; the library must say that it runs in the precision that was asked for."""
+    def _model(self, shape: tuple[int, ...], *, streams: int) -> tuple[Any, Any]:
+        """The graph's two parts compiled for a shape; the library must say that it runs in the asked precision."""
         batch, _, rows, columns = shape
         key = ((batch, 1, rows, columns), streams)
         if key in self._models:
@@ -142,15 +143,17 @@ class OpenVinoStep(Step):
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._threads,
         }
+        image_part, time_part = split_time(import_openvino(), model)
         with kept_signal_stack():
-            compiled = self._core.compile_model(model, "CPU", settings)
+            compiled = self._core.compile_model(image_part, "CPU", settings)
+            timed = self._core.compile_model(time_part, "CPU", {"INFERENCE_PRECISION_HINT": HINTS["float32"]})
         found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if found != HINTS[self.precision]:
             raise BackendMissing(f"OpenVINO was asked for {HINTS[self.precision]} and runs in {found} on this CPU")
         while len(self._models) >= MODELS:
             self._models.popitem(last=False)
-        self._models[key] = compiled
-        return compiled
+        self._models[key] = (compiled, timed)
+        return self._models[key]
 
     def _read(self, bundle: Bundle) -> None:
         """Read the graph once, to refuse it now rather than in the midst of a volume."""
@@ -201,13 +204,6 @@ def rehearse(openvino: Any) -> None:
         openvino.Core().compile_model(openvino.Model([openvino.opset13.relu(x)], [x]), "CPU").create_infer_request()
     )
     request.infer({0: np.zeros(1, dtype=np.float32)}, share_inputs=True)[0].copy()
-
-
-def _infer(request: Any, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
-    times = np.full(len(x_t), t, dtype=np.float32)
-    outputs = request.infer({"x_t": x_t, "y": y, "t": times, "dt": np.full_like(times, dt)}, share_inputs=True)
-    result: Float32Array = outputs[0].copy()  # the request writes its next result into the same memory
-    return result
 
 
 def _filled(part: Float32Array, size: int) -> Float32Array:
