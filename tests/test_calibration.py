@@ -161,7 +161,7 @@ def test_an_export_fits_the_scale_on_validation_scans(
     bundle = open_bundle(out)
     chosen = [row for row in read_pairs(pairs) if row.pair in ("s2-A", "s2-S", "s3-S")]  # the middles of thirds
     step, held_out = open_backend(bundle, threads=1), working_pairs(pairs, chosen, PROCESSING)
-    expected = calibrate(step, held_out, PROCESSING, source_std=1.0, steps=(2, 5, 10))
+    expected = calibrate(step, held_out, PROCESSING, source_std=bundle.contract.source_std, steps=(2, 5, 10))
     found = bundle.contract.uncertainty
     shown, card = capsys.readouterr().out, bundle.read("MODEL_CARD.md").decode()
     for calibration, same in zip(found, expected, strict=True):
