@@ -504,7 +504,7 @@ def test_no_gpu_and_no_tensorrt_are_exit_5(machine: Machine, capsys: pytest.Capt
 
 def test_the_page_names_every_option_of_engines_and_no_other() -> None:
     words = {name for parameter in export.params for name in parameter.opts if name.startswith("--")}
-    of_bundles = {"--out", "--name", "--model-version", "--licence", "--precision", "--pairs"}
+    of_bundles = {"--out", "--name", "--model-version", "--licence", "--precision", "--pairs", "--data"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - {"--system-site-packages"} == words - of_bundles
     assert DEFAULT_PROFILE.format(8) in PAGE
 
