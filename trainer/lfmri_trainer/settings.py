@@ -34,7 +34,7 @@ class TrainingSettings:
     ema_decay: float = _setting(0.999, "Decay of the averaged weights.")
     gradient_clip: float = _setting(1.0, "Largest norm of the gradient.")
     scale_jitter: float = _setting(0.1, "Random relative change of the condition's scale.")
-    source_std: float = _setting(0.3, "Standard deviation of x_0, on the standard scale.")
+    source_std: float = _setting(1.0, "Standard deviation of x_0, on the standard scale.")
     time_power: float = _setting(0.0, "Times are drawn with density (1 - t)^power; 0 is uniform.")
     time_zero: float = _setting(0.0, "Share of the times that are exactly 0, where every sampler starts.")
     initial: str = _setting("", "Run whose averaged weights the network starts from; empty for fresh ones.")
