@@ -11,12 +11,15 @@ resolution   the reference itself through the pair's slice profile and spacing: 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.contract import Processing
+from lfmri_runtime.errors import LfmriError
 from lfmri_runtime.geometry import AXES, WorkingGrid
 from lfmri_trainer.benchmark.cases import Case, choose_sets, open_cases
 from lfmri_trainer.simulation.pairs import read_pairs, read_volume, subject_path
@@ -42,7 +45,7 @@ def main() -> None:
         (chosen,) = choose_sets(rows, [(preset, preset, given.slices * count)])
         found = []
         for case in open_cases(given.pairs, chosen, processing):
-            found.append(limits(case, resolved(given.pairs, case)))
+            found.append(limits(case, resolved(given.pairs, case, processing)))
             print(f"| {case.pair.pair} | {' | '.join(f'{value:.2f}' for value in found[-1])} |", flush=True)
         print(f"| mean of {preset} | {' | '.join(f'{value:.2f}' for value in np.mean(found, axis=0))} |", flush=True)
 
@@ -56,9 +59,9 @@ def limits(case: Case, sharp: Values) -> list[float]:
     return [-10 * float(np.log10(np.mean((image - x_1) ** 2))) for image in (y, line(y), means[bins], sharp)]
 
 
-def resolved(pairs: Path, case: Case) -> Values:
+def resolved(pairs: Path, case: Case, processing: Processing) -> Values:
     """The reference's brain on the standard scale, through the scanner's slices and back, at the mask's voxels."""
-    processing, pair = open_bundle().contract.processing, case.pair
+    pair = case.pair
     brain, affine = read_volume(subject_path(pairs, pair.subject, "brain"))
     mask, _ = read_volume(subject_path(pairs, pair.subject, "mask"))
     axis = AXES.index(pair.thick_axis)
@@ -72,4 +75,7 @@ def resolved(pairs: Path, case: Case) -> Values:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LfmriError as error:
+        sys.exit(f"limits.py: {error}")

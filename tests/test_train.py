@@ -196,7 +196,7 @@ def test_a_run_that_starts_from_another_counts_what_that_one_learned_from(
     train(tiny_settings(pairs, max_steps=1, initial=str(tmp_path / "earlier")), tmp_path / "run")
     assert learned(tmp_path / "run") == Learned(steps=8, subjects=("s0", "s1", "s2"))
     (tmp_path / "earlier" / "summary.json").write_text("{}")
-    with pytest.raises(BundleRefused, match=r"summary\.json: 'steps_in_all'; expected a run that `lfmri train` made"):
+    with pytest.raises(BundleRefused, match=r"summary\.json: 'steps_in_all'; expected a run of this version"):
         train(tiny_settings(pairs, initial=str(tmp_path / "earlier")), tmp_path / "other")
 
 
@@ -440,6 +440,16 @@ def test_a_folder_without_training_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="no pair has the split train"):
         train(tiny_settings(folder), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_from_before_a_setting_was_there_is_read(settings: TrainingSettings, tmp_path: Path) -> None:
+    settings.save(tmp_path)
+    path = tmp_path / "config.json"
+    document = json.loads(path.read_text())
+    for later in ("source_std", "time_zero"):
+        document.pop(later)
+    path.write_text(json.dumps(document))
+    assert TrainingSettings.load(path) == settings
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"pairs": "x", "unknown": 1}', '{"pairs": 3}'])

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from lfmri_export.graph import export_step, half_weights
 from lfmri_runtime.bundle import STEP, open_bundle
-from lfmri_runtime.contract import Contract, decode, render
+from lfmri_runtime.contract import Contract, render
 from lfmri_runtime.errors import BundleRefused, UsageError
 from lfmri_runtime.files import atomic_write, write_json, write_text
 from lfmri_trainer.network.presets import PRESETS, build_network
@@ -45,9 +45,7 @@ def start_from_bundle(bundle: Path | None, run: Path) -> None:
     if contract.network not in PRESETS:
         raise BundleRefused(f"the bundle's network is {contract.network!r}; expected one of {', '.join(PRESETS)}")
     weights = weights_of(onnx.load(opened.path / STEP), contract)
-    settings: TrainingSettings = decode(
-        TrainingSettings, {**contract.training["settings"], "pairs": "", "initial": ""}, "settings"
-    )
+    settings = TrainingSettings.of({**contract.training["settings"], "pairs": "", "initial": ""}, where="settings")
     run.mkdir(parents=True)
     settings.save(run)
     write_text(run / PROCESSING, render(contract.processing))

@@ -18,6 +18,8 @@ from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
 SCHEMA = 4
 #: What the network's output may be read as.
 PREDICTIONS = ("x_1", "velocity")
+#: Largest standard deviation of x_0: images lie between 0 and about 1.
+MAX_SOURCE_STD = 10.0
 #: A contract is a few kilobytes; more than this is not one.
 MAX_CONTRACT_BYTES = 1 << 20
 
@@ -71,7 +73,7 @@ class Contract:
         parameters: number of learnable parameters.
         prediction: what the network's output is: x_1, or the velocity.
         precision: of the weights in step.onnx, float32 or float16.
-        source_std: standard deviation of x_0 ~ N(0, source_std^2 I), on the standard scale; in (0, 10].
+        source_std: standard deviation of x_0 ~ N(0, source_std^2 I), on the standard scale; in (0, MAX_SOURCE_STD].
         time_grid: spacing of the Euler steps.
         steps: numbers of steps that were verified; golden.npz holds a result for each.
         default_steps: what `lfmri enhance` takes when nothing is asked.
@@ -127,9 +129,10 @@ def parse_contract(text: str) -> Contract:
         raise BundleRefused(
             f"contract.json: prediction is {shorten(contract.prediction)}; expected one of {', '.join(PREDICTIONS)}"
         )
-    if not 0 < contract.source_std <= 10:
+    if not 0 < contract.source_std <= MAX_SOURCE_STD:
         raise BundleRefused(
-            f"contract.json: source_std is {contract.source_std:g}; expected above 0 and at most 10: export again"
+            f"contract.json: source_std is {contract.source_std:g}; expected above 0 and at most {MAX_SOURCE_STD:g}: "
+            "export again"
         )
     for number, calibration in enumerate(contract.uncertainty):
         if calibration.scale <= 0:

@@ -1,11 +1,11 @@
 """The settings of a training run; resolved once, saved as config.json, and enough to repeat it."""
 
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lfmri_runtime.contract import PREDICTIONS, decode, render
+from lfmri_runtime.contract import MAX_SOURCE_STD, PREDICTIONS, decode, render
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 from lfmri_runtime.files import write_text
 from lfmri_trainer.network.presets import PRESETS
@@ -20,7 +20,10 @@ def _setting(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """What `lfmri train` does; every field is an option of that name. Rates are assumed: the paper's text lost them."""
+    """What `lfmri train` does; every field is an option of that name. Rates are assumed: the paper's text lost them.
+
+    A field that is added later has the default that was meant before, so that earlier runs can still be read.
+    """
 
     pairs: str = field(metadata={"help": "Folder of pairs that `lfmri simulate` made."})
     preset: str = _setting("iqt-cfm", "Network preset.")
@@ -62,8 +65,8 @@ class TrainingSettings:
             if getattr(self, name) < smallest:
                 found = getattr(self, name)
                 raise UsageError(f"--{name.replace('_', '-')} is {found}; expected at least {smallest}")
-        if not 0 < self.source_std <= 10:
-            raise UsageError(f"--source-std is {self.source_std:g}; expected above 0 and at most 10")
+        if not 0 < self.source_std <= MAX_SOURCE_STD:
+            raise UsageError(f"--source-std is {self.source_std:g}; expected above 0 and at most {MAX_SOURCE_STD:g}")
         if not 0 <= self.time_zero < 1:
             raise UsageError(f"--time-zero is {self.time_zero:g}; expected at least 0 and below 1")
         world = self.devices * self.nodes
@@ -78,6 +81,19 @@ class TrainingSettings:
         write_text(run / CONFIGURATION, render(self))
 
     @classmethod
+    def of(cls, document: Any, *, where: str) -> "TrainingSettings":
+        """Settings from JSON values; what an earlier version did not write yet has its default.
+
+        Raises:
+            BundleRefused: unknown keys, wrong types, or no pairs.
+        """
+        if isinstance(document, dict):
+            defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+            document = {**defaults, **document}
+        settings: TrainingSettings = decode(cls, document, where)
+        return settings
+
+    @classmethod
     def load(cls, path: Path, **changes: Any) -> "TrainingSettings":
         """Read a config.json.
 
@@ -85,7 +101,7 @@ class TrainingSettings:
             InputRefused: missing, not JSON, or with keys or types that are not this class's.
         """
         try:
-            settings: TrainingSettings = decode(cls, json.loads(path.read_text()), str(path))
+            settings = cls.of(json.loads(path.read_text()), where=str(path))
         except (OSError, ValueError, BundleRefused) as error:
             raise InputRefused(f"{path}: {error}; expected the {CONFIGURATION} of a training run") from None
         known = {f.name for f in fields(cls)}

@@ -46,7 +46,7 @@ def learned(run: Path | None) -> Learned:
             Learned, {"steps": summary["steps_in_all"], "subjects": summary["training_subjects"]}, SUMMARY
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleRefused(f"{run / SUMMARY}: {error}; expected a run that `lfmri train` made") from None
+        raise BundleRefused(f"{run / SUMMARY}: {error}; expected a run of this version of `lfmri train`") from None
     return found
 
 

@@ -1,8 +1,8 @@
 """Taking what hangs on the time alone out of a step graph, for OpenVINO.
 
 Asked for bfloat16, OpenVINO computes the time embedding in it too: the arguments of its sines are hundreds of radians,
-which bfloat16 knows to one or two. One step, at t = 0, does not feel it; with two, a half of all steps is taken at a
-wrong time. So this part becomes a model of its own that runs in float32; it costs nothing beside the image's part.
+which bfloat16 knows to one or two. A step at t = 0 does not feel it; at any other t the fast sines are noise. So this
+part, a few vectors, becomes a model of its own that runs in float32.
 """
 
 from typing import Any

@@ -20,7 +20,7 @@ OUT_OF_DISTRIBUTION_MEAN = (14.0, 12.0)
 #: Their covariance: the T1w one scaled by the ratio of the centres, squared (assumed).
 OUT_OF_DISTRIBUTION_SCALE = (14.0 / 64.50) ** 2
 
-#: Factors of the noise of the noisy preset, for training: up to halfway to the out-of-distribution draws (assumed).
+#: Factors of the noise of the noisy preset, for training (assumed); the out-of-distribution draws have 4.6.
 NOISIER = (1.0, 3.0)
 
 
