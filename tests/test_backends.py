@@ -7,11 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from lfmri import options
+from lfmri_export.graph import export_step
 from lfmri_runtime import backends
 from lfmri_runtime.backends import BACKENDS, PRECISIONS, Step, open_backend, openvino
 from lfmri_runtime.backends.onnxruntime_cuda import CudaStep
@@ -20,8 +23,9 @@ from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BackendMissing, BundleRefused, UsageError
 from lfmri_runtime.golden import failures, measure_parity, read_golden
 from lfmri_runtime.sampler import uniform_time_grid
+from lfmri_trainer.network.presets import build_network
 
-from .bundles import MakeBundle, numpy_euler, seal
+from .bundles import MakeBundle, numpy_euler, seal, write_bundle
 from .heads import scan_of
 from .masks import MaskedCore
 
@@ -107,6 +111,30 @@ def test_the_core_is_the_same_on_openvino(noisy: Bundle) -> None:
     assert found.report["backend"]["name"] == "openvino"
     assert found.report["backend"]["precision"] == "float32"
     assert found.notes == ()
+
+
+@pytest.fixture(scope="module")
+def aware_of_time(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A network of random weights on which the time tells four times as much as at the start of a training."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        network = build_network("iqt-cfm").eval()
+        for name, weights in network.named_parameters():
+            if ".time." in name:
+                weights *= 4
+    graph = onnx.load_from_string(export_step(network, prediction="velocity"))
+    return open_bundle(write_bundle(tmp_path_factory.mktemp("time") / "bundle", model=graph, prediction="velocity"))
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 0.8])
+def test_bfloat16_knows_the_time_at_every_step(aware_of_time: Bundle, tmp_path: Path, t: float) -> None:
+    """With its own time embedding it is off by 3 to 6 % of the velocity's spread where t is not 0, and by less than 2 % at 0."""
+    x, y = np.random.default_rng(0).standard_normal((2, 1, 1, 64, 64)).astype(np.float32)
+    expected, found = (
+        opened(name, aware_of_time, precision, tmp_path)(x, y, t, 1 - t)
+        for name, precision in (("onnxruntime", "float32"), ("openvino", "bfloat16"))
+    )
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.025 * (expected - x).std()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
