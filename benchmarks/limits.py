@@ -1,8 +1,9 @@
-"""What stands between a scan and its reference: resolution, contrast, noise. PSNR inside the mask, dB, by test pair.
+"""What stands between a scan and its reference: resolution, contrast, noise. Scores inside the mask, by test pair.
 
     python benchmarks/limits.py --pairs DIR [--slices N]
 
-Every column but the first is helped by the truth, so none is a method:
+Each cell is PSNR (dB) / SSIM / LPIPS, as `lfmri benchmark` computes them. Every column but the first is helped by the
+truth, so none is a method:
 
 scan         cubic interpolation on the working grid, as every method gets it
 best line    a * scan + b with the a and b that fit the reference best
@@ -13,6 +14,7 @@ resolution   the reference itself through the pair's slice profile and spacing: 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,9 @@ from numpy.typing import NDArray
 from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.contract import Processing
 from lfmri_runtime.errors import LfmriError
+from lfmri_runtime.evaluation.scores import evaluate
 from lfmri_runtime.geometry import AXES, WorkingGrid
+from lfmri_runtime.lpips import Lpips
 from lfmri_trainer.benchmark.cases import Case, choose_sets, open_cases
 from lfmri_trainer.simulation.pairs import read_pairs, read_volume, subject_path
 from lfmri_trainer.simulation.scanner import thick_slices
@@ -39,24 +43,40 @@ def main() -> None:
     given = parser.parse_args()
     processing = open_bundle().contract.processing
     rows = read_pairs(given.pairs)
+    lpips = Lpips()
     print(f"| pair | {' | '.join(COLUMNS)} |\n|{' --- |' * (1 + len(COLUMNS))}")
     for preset in given.presets:
         count = sum(row.split == "test" and row.preset == preset for row in rows)
         (chosen,) = choose_sets(rows, [(preset, preset, given.slices * count)])
         found = []
         for case in open_cases(given.pairs, chosen, processing):
-            found.append(limits(case, resolved(given.pairs, case, processing)))
-            print(f"| {case.pair.pair} | {' | '.join(f'{value:.2f}' for value in found[-1])} |", flush=True)
-        print(f"| mean of {preset} | {' | '.join(f'{value:.2f}' for value in np.mean(found, axis=0))} |", flush=True)
+            columns = limits(case, resolved(given.pairs, case, processing))
+            found.append([scores(case, values, lpips) for values in columns])
+            print(line(case.pair.pair, found[-1]), flush=True)
+        print(line(f"mean of {preset}", np.mean(found, axis=0)), flush=True)
 
 
-def limits(case: Case, sharp: Values) -> list[float]:
-    """PSNR of each column over all voxels in the mask of the case's slices."""
+def limits(case: Case, sharp: Values) -> list[Values]:
+    """The columns at the voxels in the mask of the case's slices."""
     y, x_1 = (image[case.mask].astype(np.float64) for image in (case.request.slices(case.request.y), case.reference))
-    line = np.polynomial.Polynomial.fit(y, x_1, 1)
+    best = np.polynomial.Polynomial.fit(y, x_1, 1)(y)
     bins = np.digitize(y, np.quantile(y, np.linspace(0, 1, QUANTILES + 1))[1:-1])
     means = np.bincount(bins, x_1, QUANTILES) / np.maximum(np.bincount(bins, minlength=QUANTILES), 1)
-    return [-10 * float(np.log10(np.mean((image - x_1) ** 2))) for image in (y, line(y), means[bins], sharp)]
+    return [y, best, means[bins], sharp]
+
+
+def scores(case: Case, values: Values, lpips: Lpips) -> list[float]:
+    """Means over the slices of the scores inside the mask, for an image that is 0 outside it."""
+    image = np.zeros_like(case.reference)
+    image[case.mask] = values
+    summary = evaluate(image, case.reference, axis=0, mask=case.mask, lpips=lpips).summary
+    return [summary[key].mean for key in ("mask_psnr_db", "mask_ssim", "mask_lpips")]
+
+
+def line(name: str, columns: Any) -> str:
+    """A row of the table."""
+    cells = (f"{psnr:.2f} / {ssim:.3f} / {lpips:.3f}" for psnr, ssim, lpips in columns)
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def resolved(pairs: Path, case: Case, processing: Processing) -> Values:

@@ -128,7 +128,7 @@ def aware_of_time(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 0.8])
 def test_bfloat16_knows_the_time_at_every_step(aware_of_time: Bundle, tmp_path: Path, t: float) -> None:
-    """With its own time embedding it is off by 3 to 6 % of the velocity's spread where t is not 0, and by less than 2 % at 0."""
+    """With its own time embedding it is off by 3 to 6 % of the spread at t > 0, by 2 % at 0."""
     x, y = np.random.default_rng(0).standard_normal((2, 1, 1, 64, 64)).astype(np.float32)
     expected, found = (
         opened(name, aware_of_time, precision, tmp_path)(x, y, t, 1 - t)

@@ -456,12 +456,14 @@ def test_what_limits_a_score_is_told_for_each_pair(pairs: Path) -> None:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
     assert [row[0] for row in rows] == ["s4-R", "s4-S", "mean of tiny"]
-    values = np.array([row[1:] for row in rows], dtype=float)
+    values = np.array([[cell.split(" / ") for cell in row[1:]] for row in rows], dtype=float)
     np.testing.assert_allclose(values[-1], values[:-1].mean(axis=0), atol=0.011)
-    scan, line, best, resolution = values[-1]
-    assert scan <= line
+    (scan, line, best, resolution), ssim, lpips = values[-1].T
+    assert scan < line + 0.1, "it fits all slices at once, the score is a mean over them"
     assert line < best + 0.5, "a map of quantiles is a line too, but for its steps"
     assert resolution > scan, "neither noise nor another contrast"
+    assert ssim[3] > ssim[0]
+    assert lpips[3] < lpips[0]
 
 
 def test_of_paths_only_the_last_part_is_told() -> None:

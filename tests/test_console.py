@@ -18,11 +18,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lfmri_runtime.console import disk, service
+from lfmri_runtime.console.configuration import read_settings, settings_from
 from lfmri_runtime.console.health import HealthServer
 from lfmri_runtime.console.journal import AuditLog, Journal
 from lfmri_runtime.console.metrics import Metrics
 from lfmri_runtime.console.service import Service
-from lfmri_runtime.console.settings import ConsoleSettings, HealthSettings, ModelSettings, read_settings, settings_from
+from lfmri_runtime.console.settings import ConsoleSettings, HealthSettings, ModelSettings
 from lfmri_runtime.console.station import EnhanceOptions, Station
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BackendMissing, InputRefused, TryAgainLater, UsageError

@@ -305,7 +305,7 @@ def test_batches_and_threads_change_nothing(
 
 def test_the_order_of_planes_changes_nothing(noisy: Enhancer, scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = noisy.enhance(*scan, thick_axis="none", steps=2)
-    monkeypatch.setattr("lfmri_runtime.enhancer.plane_normals", lambda thick: plane_normals(thick)[::-1])
+    monkeypatch.setattr("lfmri_runtime.draws.plane_normals", lambda thick: plane_normals(thick)[::-1])
     found = noisy.enhance(*scan, thick_axis="none", steps=2)
     np.testing.assert_allclose(found.mean, expected.mean, atol=ROUNDING * expected.mean.max())
 

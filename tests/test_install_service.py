@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from lfmri.cli import run
+from lfmri_runtime.console.configuration import read_settings
 from lfmri_runtime.console.example import attributes, example_configuration
-from lfmri_runtime.console.settings import ConsoleSettings, DicomPeer, read_settings
+from lfmri_runtime.console.settings import ConsoleSettings, DicomPeer
 
 from .bundles import MakeBundle
 from .peers import require_peer

@@ -83,8 +83,9 @@ def serve(
 
     SIGTERM lets the current scan finish or returns it to the spool.
     """
+    from lfmri_runtime.console.configuration import read_settings
     from lfmri_runtime.console.service import Service
-    from lfmri_runtime.console.settings import ConsoleSettings, DicomPeer, read_settings
+    from lfmri_runtime.console.settings import ConsoleSettings, DicomPeer
 
     settings = ConsoleSettings() if config is None else read_settings(config)
     for table, place in (("mrd", mrd), ("dicom", dicom), ("health", health)):

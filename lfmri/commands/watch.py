@@ -44,7 +44,8 @@ def watch(
     folders are those of MERCURE_IN_DIR and MERCURE_OUT_DIR, or of HOLOSCAN_INPUT_PATH and HOLOSCAN_OUTPUT_PATH; their
     input is left as it is.
     """
-    from lfmri_runtime.console.settings import ConsoleSettings, read_settings
+    from lfmri_runtime.console.configuration import read_settings
+    from lfmri_runtime.console.settings import ConsoleSettings
 
     settings = ConsoleSettings() if config is None else read_settings(config)
     folder = {"input": input_, "output": output, "layout": layout, "grid": grid}

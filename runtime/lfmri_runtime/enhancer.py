@@ -1,7 +1,6 @@
 """The one core: a scan and a bundle to an enhanced scan. Every surface is a thin shell around `Enhancer`."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +12,12 @@ from lfmri_runtime.backends import REFERENCE, Step, open_backend
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.calibration import describe_uncertainty
 from lfmri_runtime.choice import choose
+from lfmri_runtime.draws import Progress, mean_and_deviation
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 from lfmri_runtime.geometry import AXES, WorkingGrid, hidden_thick_axis, thick_axis_of
-from lfmri_runtime.sampler import uniform_time_grid
-from lfmri_runtime.slices import batches, noise_volume, pad, padded_shape, plane_normals, slices_of
+from lfmri_runtime.slices import pad
 
 Float32Array = NDArray[np.float32]
-Progress = Callable[[int, int], None]
 
 #: Slices that pass through the network at once; four take as long a slice on two cores and 0.25 GiB more at 256 x 256.
 BATCH = 2
@@ -148,7 +146,18 @@ class Enhancer:
         y = pad(processing.low_field.apply(place.regrid(ras), scale), processing.multiple)
         prepared = time.perf_counter()
         self.step.seconds = 0.0
-        mean, std = self._sample(y, place.shape, thick, steps=steps, samples=samples, seed=seed, progress=progress)
+        mean, std = mean_and_deviation(
+            self.step,
+            y,
+            place.shape,
+            thick=thick,
+            source_std=self.bundle.contract.source_std,
+            steps=steps,
+            samples=samples,
+            seed=seed,
+            batch=self.batch,
+            progress=progress,
+        )
         sampled = time.perf_counter()
         if not np.isfinite(mean).all():
             raise BundleRefused("the network gave values that are not finite; expected a bundle that passed its gate")
@@ -198,75 +207,11 @@ class Enhancer:
         residual = None if found is None else place.from_ras(found.residual)
         return Enhanced(output, deviation, output_affine, scale, report, (*self.notes, *notes, *warned), residual)
 
-    def _sample(
-        self,
-        y: Float32Array,
-        shape: tuple[int, int, int],
-        thick: int | None,
-        *,
-        steps: int,
-        samples: int,
-        seed: int,
-        progress: Progress,
-    ) -> tuple[Float32Array, Float32Array | None]:
-        """Mean and standard deviation over samples, by Welford's running update; one batch in flight."""
-        contract = self.bundle.contract
-        normals = plane_normals(thick)
-        total = samples * sum(-(-shape[normal] // self.batch) for normal in normals)
-        mean = np.zeros(shape, dtype=np.float32)
-        squares = np.zeros(shape, dtype=np.float32) if samples > 1 else None
-        done = 0
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            progress(done, total)
-
-        for sample in range(samples):
-            x_0 = noise_volume(
-                padded_shape(shape, contract.processing.multiple), std=contract.source_std, seed=seed, sample=sample
-            )
-            drawn = self._planes(x_0, y, shape, thick, steps=steps, count=count)
-            drawn -= mean
-            mean += drawn / np.float32(sample + 1)
-            if squares is not None:
-                squares += drawn**2 * np.float32(sample / (sample + 1))
-        return mean, None if squares is None else np.sqrt(squares / np.float32(samples - 1))
-
-    def _planes(
-        self,
-        x_0: Float32Array,
-        y: Float32Array,
-        shape: tuple[int, int, int],
-        thick: int | None,
-        *,
-        steps: int,
-        count: Callable[[], None],
-    ) -> Float32Array:
-        """One sample: the Euler loop over every slice of every plane, averaged over the planes."""
-        normals = plane_normals(thick)
-        time_grid = uniform_time_grid(steps)
-        result = np.zeros(shape, dtype=np.float32)
-        for normal in normals:
-            noise, condition, target = (slices_of(v, normal=normal, thick_axis=thick) for v in (x_0, y, result))
-            parts = list(batches(shape[normal], self.batch))
-            stream = (_stacked(noise, condition, part) for part in parts)
-            rows, columns = target.shape[1:]
-            for part, x_1 in zip(parts, self.step.flow(stream, time_grid), strict=True):
-                target[part] += x_1[:, 0, :rows, :columns] / np.float32(len(normals))
-                count()
-        return result
-
 
 def interpolate(data: Float32Array, affine: NDArray[np.float64], *, voxel_size: float) -> Float32Array:
     """A scan on the working grid by cubic interpolation, in its own units and voxel order."""
     place = WorkingGrid.of_scan(data.shape, affine, voxel_size=voxel_size)
     return place.to_scan_order(place.regrid(place.to_ras(data)))[0]
-
-
-def _stacked(noise: Float32Array, condition: Float32Array, part: slice) -> tuple[Float32Array, Float32Array]:
-    """One batch, (batch, 1, rows, columns) each, contiguous as the back ends want it."""
-    return np.ascontiguousarray(noise[part])[:, None], np.ascontiguousarray(condition[part])[:, None]
 
 
 def _onto(

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.bundle import Bundle
-from lfmri_runtime.enhancer import Enhanced, Enhancer, Progress
+from lfmri_runtime.draws import Progress
+from lfmri_runtime.enhancer import Enhanced, Enhancer
 from lfmri_runtime.errors import InputRefused, UsageError, missing_extra
 from lfmri_runtime.files import check_writable, sha256_file, write_json
 from lfmri_runtime.sidecar import describe, sidecar_path

@@ -1,26 +1,14 @@
-"""The one configuration file of a console service: TOML, checked strictly; everything has a default.
+"""What a console service can be told; everything has a default.
 
 An address is loopback unless [network] beyond_loopback says otherwise.
 """
 
-import dataclasses
 import ipaddress
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from lfmri_runtime.decoding import Mismatch, decode
 from lfmri_runtime.enhancer import GRIDS
 from lfmri_runtime.errors import UsageError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-#: A configuration is a few kilobytes; more than this is not one.
-MAX_BYTES = 1 << 20
 #: Text that every derived series carries unless the site words its own.
 LABEL = "enhanced by lfmri - not for diagnosis"
 #: A label shares a DICOM description's 64 characters (LO, PS3.5 6.2) with " uncertainty" and the original's text.
@@ -252,25 +240,6 @@ class ConsoleSettings:
             raise UsageError("dicom.certificate, key and authority belong together; expected all three or none")
 
 
-def read_settings(path: Path) -> ConsoleSettings:
-    """Read and check a configuration file; what it leaves out has its default.
-
-    Raises:
-        UsageError: unreadable, not TOML, an unknown key, a wrong type, or settings that cannot be.
-    """
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-        document = tomllib.loads(content.decode())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; expected a configuration in TOML") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML ({error}); expected tables such as [model]") from None
-    settings = settings_from(document, where=str(path))
-    settings.check()
-    return settings
-
-
 def check_label(label: str) -> None:
     """Refuse a label that DICOM or the original's description leaves no room for.
 
@@ -280,32 +249,6 @@ def check_label(label: str) -> None:
     plain = label.isascii() and label.isprintable() and "\\" not in label
     if not (plain and label.strip() and len(label) <= MAX_LABEL):
         raise UsageError(f"the label {label!r}; expected 1 to {MAX_LABEL} printable ASCII characters, no backslash")
-
-
-def settings_from(document: dict[str, Any], *, where: str) -> ConsoleSettings:
-    """Lay plain values over the defaults; not checked yet, since the command line may still add to them.
-
-    Raises:
-        UsageError: an unknown key or a wrong type.
-    """
-    try:
-        settings: ConsoleSettings = decode(
-            ConsoleSettings, _over(dataclasses.asdict(ConsoleSettings()), document), where
-        )
-    except Mismatch as error:
-        raise UsageError(str(error)) from None
-    return settings
-
-
-def _over(defaults: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-    """Defaults replaced by what the document gives, table by table; tuples as the lists that `decode` takes."""
-    merged = {**defaults, **document}
-    for key, default in defaults.items():
-        if isinstance(default, dict) and isinstance(merged[key], dict):
-            merged[key] = _over(default, merged[key])
-        elif isinstance(merged[key], tuple):
-            merged[key] = list(merged[key])
-    return merged
 
 
 def _check_port(name: str, port: int) -> None:

@@ -12,7 +12,8 @@ from lfmri_runtime.console.settings import LABEL, check_label
 from lfmri_runtime.dicom.derived import derived_series_uid, write_derived, write_uncertainty
 from lfmri_runtime.dicom.selection import reason_to_pass_by
 from lfmri_runtime.dicom.series import Series, group_files, read_series
-from lfmri_runtime.enhancer import Enhanced, Enhancer, Progress
+from lfmri_runtime.draws import Progress
+from lfmri_runtime.enhancer import Enhanced, Enhancer
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.files import check_writable, write_json
 from lfmri_runtime.sidecar import describe
