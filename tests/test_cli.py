@@ -506,7 +506,7 @@ def test_a_full_disk_leaves_nothing(bundle: Path, scan: Path, tmp_path: Path) ->
 #: Says on stdout when the work, or the writing of its result, has begun; both then take longer than a test may.
 STALL = """
 import os, signal, sys, time
-import lfmri_runtime.enhancer as enhancer
+import lfmri_runtime.draws as draws
 import lfmri_runtime.files as files
 from lfmri.cli import main
 
@@ -519,7 +519,7 @@ def begun(original):
     return call
 
 if sys.argv.pop(1) == "work":
-    enhancer.noise_volume = begun(enhancer.noise_volume)
+    draws.noise_volume = begun(draws.noise_volume)
 else:
     files._flush = begun(lambda path: time.sleep(300))
 main()
