@@ -2,8 +2,9 @@
 
     python benchmarks/limits.py --pairs DIR [--slices N]
 
-Each cell is PSNR (dB) / SSIM / LPIPS, as `lfmri benchmark` computes them. Every column but the first is helped by the
-truth, so none is a method:
+Each cell is PSNR (dB) / SSIM / LPIPS. What lies outside the mask is taken away first, so SSIM, which sees across its
+edge, is a little higher than `lfmri benchmark` has it. Every column but the first is helped by the truth, so none is a
+method:
 
 scan         cubic interpolation on the working grid, as every method gets it
 best line    a * scan + b with the a and b that fit the reference best
