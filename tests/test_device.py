@@ -116,6 +116,25 @@ def test_verify_finds_the_fault_and_no_other(
     assert acceptance.signature(again) != document["signed_off"]
 
 
+@pytest.mark.parametrize(
+    ("resident", "slope"),
+    [
+        ([500 + 0.5 * number for number in range(40)], 0.5),
+        ([500.0] * 18 + [532.0] * 22, 0.0),
+        ([500.0 + 3 * (number // 3) for number in range(40)], 1.0),
+    ],
+)
+def test_a_jump_of_the_allocator_is_no_leak(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, resident: list[float], slope: float
+) -> None:
+    readings = iter(resident)
+    monkeypatch.setattr(acceptance, "resident_mib", lambda: next(readings))
+    enhancer = opened(bundle.path, Faulty)
+    (check,) = acceptance._memory(enhancer, lambda line: None, volumes=40)
+    assert check.figure == pytest.approx(slope)
+    assert check.passed == (slope == 0)
+
+
 def test_values_that_are_not_finite_fail(bundle: Bundle) -> None:
     class Burst(Faulty):
         def spoil(self, x_1: Float32Array) -> Float32Array:
@@ -133,8 +152,8 @@ def test_a_process_that_dies_at_the_start_is_told(bundle: Bundle) -> None:
 
 
 def test_verify_as_a_command(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setattr(acceptance, "VOLUMES", 8)
-    monkeypatch.setattr(acceptance.verify, "__kwdefaults__", acceptance.verify.__kwdefaults__ | {"volumes": 30})
+    monkeypatch.setattr(acceptance.verify, "__kwdefaults__", acceptance.verify.__kwdefaults__ | {"volumes": 4})
+    monkeypatch.setattr(acceptance, "resident_mib", lambda: 500.0)  # this process also holds the other tests' memory
     command = [
         "verify",
         "--bundle",

@@ -269,10 +269,11 @@ def test_the_average_is_the_documented_one(settings: TrainingSettings, tmp_path:
 
 def test_the_averages_decay_grows_to_its_limit() -> None:
     average = exponential_average(0.9)
-    zero, one = torch.zeros(1), torch.ones(1)
-    assert average(zero, one, 0).item() == pytest.approx(0.9)
-    assert average(zero, one, torch.tensor(8)).item() == pytest.approx(0.5)
-    assert average(zero, one, 10_000).item() == pytest.approx(0.1)
+    for number, weight in ((0, 0.9), (torch.tensor(8), 0.5), (10_000, 0.1)):
+        averaged = [torch.zeros(1), torch.full((2,), 3.0)]
+        average(averaged, [torch.ones(1), torch.full((2,), 5.0)], number)
+        assert averaged[0].item() == pytest.approx(weight)
+        assert averaged[1].tolist() == pytest.approx([3 + 2 * weight] * 2)
 
 
 def test_the_configuration_repeats_the_run(run: Path, tmp_path: Path) -> None:

@@ -66,13 +66,12 @@ class FlowModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def exponential_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Averaging rule of the weights: a warm-up of (1 + n) / (10 + n), so that short runs average too."""
+def exponential_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Averaging rule of the weights, all at once: a warm-up of (1 + n) / (10 + n), so that short runs average too."""
 
-    def average(averaged: Tensor, current: Tensor, number: Tensor | int) -> Tensor:
+    def average(averaged: list[Tensor], current: list[Tensor], number: Tensor | int) -> None:
         n = float(number)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        return torch.lerp(averaged, current, weight)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
     return average
 

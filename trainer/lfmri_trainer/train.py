@@ -261,7 +261,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 def _trainer(settings: TrainingSettings, run: Path, data: PairsData) -> pl.Trainer:
     folder, last = (run / CHECKPOINT).parent, (run / CHECKPOINT).stem
     callbacks: list[Callback] = [
-        WeightAveraging(avg_fn=exponential_average(settings.ema_decay)),
+        WeightAveraging(multi_avg_fn=exponential_average(settings.ema_decay)),
         RunRecorder(run, settings, data),
         LastStep(settings.max_steps),
         ModelCheckpoint(

@@ -44,6 +44,7 @@ class NetworkSettings:
         learning_rate: Adam's at the start.
         weight_decay: L2.
         precision: bf16-mixed or 32-true.
+        scale_jitter: random relative change of the condition's scale.
         seed: of weights and samples.
     """
 
@@ -54,6 +55,7 @@ class NetworkSettings:
     learning_rate: float = TrainingSettings.learning_rate
     weight_decay: float = TrainingSettings.weight_decay
     precision: str = TrainingSettings.precision
+    scale_jitter: float = TrainingSettings.scale_jitter
     seed: int = 0
 
     def check(self, *, multiple: int) -> None:
@@ -83,7 +85,7 @@ def cosine(rate: float, share: float) -> float:
 
 
 class Fit:
-    """A network that is being fitted.
+    """A network that is being fitted, on the GPU that PyTorch has, else on the CPU; it ends on the CPU.
 
     Args:
         network: with fresh weights; it ends with the averaged ones.
@@ -95,7 +97,8 @@ class Fit:
     def __init__(
         self, network: nn.Module, settings: NetworkSettings, *, groups: Sequence[Iterable[nn.Parameter]], identity: str
     ) -> None:
-        self.network = network
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = network.to(self.device)
         self.settings = settings
         self.optimizer = Adam(
             [{"params": list(group)} for group in groups], lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -136,7 +139,8 @@ class Fit:
         saved = self.seconds
         while (share := self._share()) < 1:
             started = time.monotonic()
-            self._advance(batch(self.step), loss, Moment(step=self.step, share=share), rates(share))
+            there = {name: value.to(self.device) for name, value in batch(self.step).items()}
+            self._advance(there, loss, Moment(step=self.step, share=share), rates(share))
             self.seconds += time.monotonic() - started
             self.step += 1
             progress(*self._progress())
@@ -144,7 +148,7 @@ class Fit:
                 self._save(checkpoint)
                 saved = self.seconds
         self.network.load_state_dict(self.average)
-        self.network.eval()
+        self.network.cpu().eval()
         s = self.settings
         minutes = f"{s.minutes:g} minutes: " if s.minutes else ""
         return f"{minutes}{self.step} steps of {s.batch} crops of {s.crop}"
@@ -163,7 +167,7 @@ class Fit:
         """One step of Adam, then of the averaged weights (with the flow's warm-up)."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bf16-mixed"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16-mixed"):
             value = loss(batch, moment)
         if not torch.isfinite(value):
             raise InputRefused(
@@ -184,7 +188,7 @@ class Fit:
         for number, moments in self.optimizer.state_dict()["state"].items():
             parts[f"optimizer.{number}"] = moments
         for part, values in parts.items():
-            arrays |= {f"{part}/{name}": value.numpy() for name, value in values.items()}
+            arrays |= {f"{part}/{name}": value.cpu().numpy() for name, value in values.items()}
         save_arrays(checkpoint, arrays, self.about)
 
     def _resume(self, checkpoint: Path) -> None:
@@ -196,7 +200,7 @@ class Fit:
                     "remove it"
                 )
             self.network.load_state_dict(_part(arrays, "network"))
-            self.average = _part(arrays, "average")
+            self.average = {name: value.to(self.device) for name, value in _part(arrays, "average").items()}
             state = {
                 number: _part(arrays, f"optimizer.{number}")
                 for number in range(sum(len(group["params"]) for group in self.optimizer.param_groups))

@@ -17,10 +17,6 @@ from lfmri_trainer.baselines.method import Float32Array, Progress, SliceMethod
 from lfmri_trainer.baselines.pairs import TrainingPairs
 from lfmri_trainer.dataset import CropDataset
 from lfmri_trainer.network.unet import parameter_count
-from lfmri_trainer.settings import TrainingSettings
-
-#: Random relative change of the condition's scale: the flow's.
-SCALE_JITTER = float(TrainingSettings.scale_jitter)
 
 
 class NetworkMethod(Fitted):
@@ -92,7 +88,7 @@ class SliceNetworkMethod(NetworkMethod, SliceMethod):
             length=0,
             seed=s.seed,
             source_std=1.0,
-            scale_jitter=SCALE_JITTER,
+            scale_jitter=s.scale_jitter,
             time_power=0.0,
             time_zero=0.0,
         )

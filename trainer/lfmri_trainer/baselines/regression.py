@@ -63,7 +63,7 @@ class Regression(SliceNetworkMethod):
 
     def predict(self, y: Tensor) -> Tensor:
         """One evaluation of the network."""
-        output: Tensor = self.network(torch.zeros_like(y), y, torch.zeros(len(y)))
+        output: Tensor = self.network(torch.zeros_like(y), y, torch.zeros(len(y), device=y.device))
         return output.float()
 
     def loss(self, batch: Batch, moment: Moment) -> Tensor:

@@ -13,7 +13,7 @@ from lfmri_runtime.errors import InputRefused
 from lfmri_trainer.baselines.anisotropic_network import FACTOR, PATCH, AnisotropicUNet
 from lfmri_trainer.baselines.fitting import Batch, Moment, NetworkSettings
 from lfmri_trainer.baselines.method import Float32Array, VolumeMethod
-from lfmri_trainer.baselines.networks import SCALE_JITTER, NetworkMethod, numbered
+from lfmri_trainer.baselines.networks import NetworkMethod, numbered
 from lfmri_trainer.baselines.pairs import TrainingPairs, volumes
 from lfmri_trainer.dataset import SIGNAL
 
@@ -54,7 +54,8 @@ class Siqt(NetworkMethod, VolumeMethod):
 
     def samples(self, training: TrainingPairs) -> Callable[[int], Batch]:
         """Patches of volumes."""
-        return numbered(PatchDataset(training, side=self.settings.crop, seed=self.settings.seed), self.settings.batch)
+        s = self.settings
+        return numbered(PatchDataset(training, side=s.crop, scale_jitter=s.scale_jitter, seed=s.seed), s.batch)
 
     def loss(self, batch: Batch, moment: Moment) -> Tensor:
         """Mean squared error."""
@@ -88,15 +89,17 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     Args:
         training: pairs.
         side: voxels.
+        scale_jitter: the condition is multiplied by a factor drawn from 1 +- this.
         seed: of all patches.
 
     Raises:
         InputRefused: no volume holds a patch.
     """
 
-    def __init__(self, training: TrainingPairs, *, side: int, seed: int) -> None:
+    def __init__(self, training: TrainingPairs, *, side: int, scale_jitter: float, seed: int) -> None:
         self.volumes = [pair for pair in volumes(training) if min(pair[0].shape) >= side]
         self.side = side
+        self.scale_jitter = scale_jitter
         self.seed = seed
         if not self.volumes:
             raise InputRefused(f"no training volume holds {side} voxels on every axis; expected whole heads")
@@ -104,7 +107,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, number])))
         y, x_1 = next(patch for patch in self._draws(rng) if (patch[1] > SIGNAL).mean() >= LEAST_SIGNAL)
-        y = y[::FACTOR] * np.float32(1 + SCALE_JITTER * rng.uniform(-1, 1))
+        y = y[::FACTOR] * np.float32(1 + self.scale_jitter * rng.uniform(-1, 1))
         for axis in (1, 2):
             if rng.random() < 0.5:
                 y, x_1 = np.flip(y, axis), np.flip(x_1, axis)
