@@ -10,8 +10,9 @@ PIP_FLAGS = --quiet --disable-pip-version-check
 demo: $(DEMO_ENV)/ready
 	$(DEMO_ENV)/bin/lfmri demo --out out
 
+# Two files of tests at a time: most of them wait for other programs, or use one core.
 test: $(ENV)/ready
-	$(ENV)/bin/python -m pytest
+	$(ENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(ENV)/ready
 	$(ENV)/bin/ruff check .

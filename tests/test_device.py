@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import json
+import mmap
 import os
 import sys
 import time
@@ -73,10 +74,12 @@ class Restless(Faulty):
 
 
 class Leaking(Faulty):
-    kept: list[bytes]
+    kept: list[mmap.mmap]
 
     def spoil(self, x_1: Float32Array) -> Float32Array:
-        self.kept = [*getattr(self, "kept", []), b"x" * 100_000]
+        pages = mmap.mmap(-1, 100_000)  # fresh ones: the heap may have room that other tests left
+        pages.write(b"x" * 100_000)
+        self.kept = [*getattr(self, "kept", []), pages]
         return x_1
 
 

@@ -46,7 +46,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lfmri("simulate", "--subjects", root / "subjects", "--out", root / "pairs", "--preset", "siqt-k4", "--workers", 1)
     lfmri(
         *("train", "--pairs", root / "pairs", "--run", root / "run", "--max-steps", 50, "--crop", 64),
-        *("--learning-rate", 1e-3, "--preset", "iqt-cfm-edge"),
+        *("--learning-rate", 1e-3, "--preset", "iqt-cfm-edge", "--precision", "32-true"),  # bfloat16 may be imitated
     )
     lfmri("export", root / "run", "--out", root / "bundle", "--data", "an average of 152 adults, ICBM notice")
     scan = root / "pairs" / "pairs" / "mni152_siqt-k4_000" / "low.nii.gz"
