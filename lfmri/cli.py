@@ -18,11 +18,13 @@ from lfmri.commands.enhance import enhance
 from lfmri.commands.evaluate import evaluate
 from lfmri.commands.export import export
 from lfmri.commands.install_service import install_service
+from lfmri.commands.prepare import prepare
 from lfmri.commands.report import report
 from lfmri.commands.serve import serve
 from lfmri.commands.simulate import simulate
 from lfmri.commands.synthesise import synthesise
 from lfmri.commands.train import train
+from lfmri.commands.vary import vary
 from lfmri.commands.verify import verify
 from lfmri.commands.watch import watch
 from lfmri_runtime.errors import LfmriError, TryAgainLater
@@ -47,7 +49,7 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    *(synthesise, simulate, train, export, enhance, evaluate, benchmark, report, demo),
+    *(prepare, synthesise, vary, simulate, train, export, enhance, evaluate, benchmark, report, demo),
     *(serve, watch, install_service),
     *(verify, bench, doctor),
 ):

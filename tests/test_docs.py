@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from lfmri.cli import cli
+from lfmri_runtime.bundle import open_bundle
+from lfmri_trainer.recipe import read_recipe
 
 from .onion import onion
 
@@ -70,6 +73,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("mask", (data > 20).astype(np.float32), image.affine),
     ):
         nib.Nifti1Image(voxels.astype(np.int16), affine).to_filename(folder / f"{name}.nii.gz")
+    text = (ROOT / "docs/researchers.md").read_text()
+    (recipe,) = re.findall(r"^```json\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (folder / "recipe.json").write_text(recipe)
     return folder
 
 
@@ -79,6 +85,8 @@ def test_every_command_in_the_pages_runs_as_it_stands(reader: Path) -> None:
             run(shortened(command), reader)
     for left in (
         "pairs/pairs.csv",
+        "set/pairs/pairs.csv",
+        "varied/one_copy-1/variation.json",
         "again/weights.npz",
         "bundle/contract.json",
         "report.html",
@@ -97,6 +105,17 @@ def test_the_python_of_the_engineers_page_runs(reader: Path) -> None:
     (reader / "enhanced.nii.gz").unlink(missing_ok=True)
     run([sys.executable, "-c", block], reader)
     assert (reader / "enhanced.nii.gz").stat().st_size > 0
+
+
+def test_the_recipe_of_the_built_in_model_is_one_and_says_what_its_contract_says(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "docs/training-set.json", tmp_path)
+    for name in ("labels", "real", "adults", "unseen", "others"):
+        (tmp_path / name).mkdir()
+    recipe = read_recipe(tmp_path / "training-set.json")
+    learned = [one for one in recipe.simulate if not one.test_subjects]
+    training = open_bundle().contract.training
+    assert {one.preset for one in learned} == set(training["presets"])
+    assert {name for one in learned for name in one.validation_subjects} == set(training["validation_subjects"])
 
 
 def test_every_subcommand_has_help_and_stands_in_the_pages() -> None:

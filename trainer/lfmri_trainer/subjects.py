@@ -30,6 +30,7 @@ LAYOUTS = (
 _ENDINGS = (".nii.gz", ".nii", ".mgz")
 _LABEL_WORDS = {"aseg", "labels", "seg", "dseg", "pve", "pveseg"}
 _SEPARATORS = re.compile(r"[_\-.+ ]")
+_SAME_PERSON = re.compile("_ses-|_copy-")
 _READ_ERRORS = (OSError, EOFError, ValueError, ImageFileError, HeaderDataError)
 
 
@@ -63,6 +64,11 @@ class Grid:
     def same(self, other: "Grid") -> bool:
         """Say whether the other grid has this shape, and this affine within AFFINE_TOLERANCE."""
         return self.shape == other.shape and np.allclose(self.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE)
+
+
+def person_of(subject: str) -> str:
+    """Whose volume it is: the name without session (`_ses-`) and copy (`_copy-`); splits are by person."""
+    return _SAME_PERSON.split(subject)[0]
 
 
 def open_volume(path: Path) -> tuple[SpatialImage, Grid]:

@@ -19,6 +19,7 @@ from lfmri_trainer.benchmark.cases import Case, TestSet, choose_sets, open_cases
 from lfmri_trainer.benchmark.results import Result, result_of
 from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.simulation.pairs import read_pairs
+from lfmri_trainer.subjects import person_of
 
 RESULTS = "results"
 FITTED = "fitted"
@@ -152,7 +153,8 @@ def _scan(case: Case) -> Scan:
 
 
 def _check_unseen(tested: set[str], trained: Sequence[str], name: str) -> None:
-    seen = sorted(tested & set(trained))
+    people = {person_of(subject) for subject in trained}
+    seen = sorted(subject for subject in tested if person_of(subject) in people)
     if seen:
         raise InputRefused(
             f"{name} was trained on {', '.join(seen)}, which the test set holds; expected unseen subjects: simulate "

@@ -1,15 +1,15 @@
 """A folder of subjects to a folder of pairs: plan all draws, then apply them, subjects in parallel."""
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lfmri_runtime.errors import InputRefused, UsageError
-from lfmri_runtime.geometry import voxel_sizes
+from lfmri_runtime.geometry import AXES, voxel_sizes
+from lfmri_trainer.parallel import Counter, in_processes
 from lfmri_trainer.simulation.draws import PairParameters, draw_pair
 from lfmri_trainer.simulation.pairs import (
     TABLE,
@@ -21,7 +21,7 @@ from lfmri_trainer.simulation.pairs import (
 )
 from lfmri_trainer.simulation.presets import PRESETS
 from lfmri_trainer.simulation.scanner import simulate
-from lfmri_trainer.subjects import Subject, find_subjects, open_volume
+from lfmri_trainer.subjects import Subject, find_subjects, open_volume, person_of
 from lfmri_trainer.tissue import load_anatomy
 
 
@@ -48,6 +48,21 @@ class SimulationSettings:
     validation_subjects: tuple[str, ...] = ()
     test_subjects: tuple[str, ...] = ()
     seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what is out of range.
+
+        Raises:
+            UsageError: naming the setting, what was found and what was expected.
+        """
+        for name, allowed in (("preset", sorted(PRESETS)), ("thick_axis", [*AXES, "random"]), ("fixed", ["WM", "GM"])):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        if self.draws < 1 or self.seed < 0 or not 0 <= self.validation <= 1:
+            raise UsageError(
+                f"draws {self.draws}, seed {self.seed}, validation {self.validation:g}; expected at least 1, at least "
+                "0, and a share from 0 to 1"
+            )
 
 
 def simulate_folder(
@@ -79,26 +94,16 @@ def simulate_folder(
     out.mkdir(parents=True, exist_ok=True)
     _add_to_table(out, planned)
     missing = [pair for pair in planned if not low_path(out, pair).is_file()]
-    done = len(planned) - len(missing)
-    progress(done, len(planned))
+    counter = Counter(len(planned) - len(missing), len(planned), progress)
     todo = [(s, [p for p in missing if p.subject == s.name]) for s in found]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
-        running = [pool.submit(_simulate_subject, subject, pairs, out) for subject, pairs in todo if pairs]
-        try:
-            for finished in as_completed(running):
-                done += finished.result()
-                progress(done, len(planned))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    jobs = [partial(_simulate_subject, subject, pairs, out) for subject, pairs in todo if pairs]
+    in_processes(jobs, workers=workers, ended=counter)
     return planned
 
 
 def plan(subjects: Sequence[Subject], settings: SimulationSettings) -> list[PairParameters]:
     """Draw the parameters of all pairs; nothing is read but headers."""
-    if settings.preset not in PRESETS:
-        raise UsageError(f"unknown preset {settings.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+    settings.check()
     splits = _splits([subject.name for subject in subjects], settings)
     return [
         draw_pair(
@@ -117,8 +122,8 @@ def plan(subjects: Sequence[Subject], settings: SimulationSettings) -> list[Pair
 
 
 def _splits(names: list[str], settings: SimulationSettings) -> dict[str, str]:
-    """Split by person, never by session or slice: named ones first, then a seeded share of the rest."""
-    person = {name: name.partition("_ses-")[0] for name in names}
+    """Split by person, never by session, copy or slice: named ones first, then a seeded share of the rest."""
+    person = {name: person_of(name) for name in names}
     people = list(dict.fromkeys(person.values()))
     validation, test = (_named(asked, person) for asked in (settings.validation_subjects, settings.test_subjects))
     if validation & test:
@@ -132,7 +137,7 @@ def _splits(names: list[str], settings: SimulationSettings) -> dict[str, str]:
 
 
 def _named(asked: tuple[str, ...], person: dict[str, str]) -> set[str]:
-    """The people of subjects that are named with or without a session."""
+    """The people of subjects that are named with or without a session or copy."""
     known = {**person, **{name: name for name in person.values()}}
     unknown = sorted(set(asked) - set(known))
     if unknown:
@@ -148,7 +153,7 @@ def _voxel_sizes(subject: Subject) -> tuple[float, float, float]:
 def _add_to_table(out: Path, planned: list[PairParameters]) -> None:
     """Add pairs to pairs.csv; where all of them are there already it stays untouched."""
     there = {pair.pair: pair for pair in read_pairs(out)} if (out / TABLE).is_file() else {}
-    splits = {pair.subject: pair.split for pair in there.values()}
+    splits = {person_of(pair.subject): pair.split for pair in there.values()}
     known = len(there)
     for pair in planned:
         if there.setdefault(pair.pair, pair) != pair:
@@ -156,10 +161,11 @@ def _add_to_table(out: Path, planned: list[PairParameters]) -> None:
                 f"{out / TABLE} already holds {pair.pair} drawn with other settings; expected the same settings to "
                 "go on where it stopped: use them, or another --out"
             )
-        if splits.setdefault(pair.subject, pair.split) != pair.split:
+        person = person_of(pair.subject)
+        if splits.setdefault(person, pair.split) != pair.split:
             raise InputRefused(
-                f"{out / TABLE} already holds {pair.subject} in the split {splits[pair.subject]}, not {pair.split}; "
-                "expected one split a subject, or scores leak: hold out the same subjects, or use another --out"
+                f"{out / TABLE} already holds {person} in the split {splits[person]}, not {pair.split}; "
+                "expected one split a person, or scores leak: hold out the same subjects, or use another --out"
             )
     if len(there) > known:
         write_pairs(out, there.values())

@@ -1,9 +1,8 @@
 """A folder of label maps to a folder of subjects that `lfmri simulate` takes, in parallel."""
 
 import hashlib
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
+from lfmri_trainer.parallel import Counter, in_processes
 from lfmri_trainer.simulation.pairs import write_volume
 from lfmri_trainer.subjects import open_volume
 from lfmri_trainer.synthesis.tissues import LABEL_LIMIT, TISSUES
@@ -51,18 +51,9 @@ def synthesise_folder(
     if not found:
         raise InputRefused(f"{maps}: no label map found; expected files that end in {', '.join(ENDINGS)}")
     missing = {name: path for name, path in found.items() if not (out / name / IMAGE).is_file()}
-    done = len(found) - len(missing)
-    progress(done, len(found))
-    with ProcessPoolExecutor(max_workers=workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(synthesise_subject, path, out / name, seed=seed) for name, path in missing.items()]
-        try:
-            for finished in as_completed(running):
-                finished.result()
-                done += 1
-                progress(done, len(found))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    counter = Counter(len(found) - len(missing), len(found), progress)
+    jobs = [partial(synthesise_subject, path, out / name, seed=seed) for name, path in missing.items()]
+    in_processes(jobs, workers=workers, ended=lambda _: counter(1))
     return list(found)
 
 
