@@ -12,7 +12,7 @@ demo: $(DEMO_ENV)/ready
 
 # Two files of tests at a time: most of them wait for other programs, or use one core.
 test: $(ENV)/ready
-	$(ENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	$(ENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(ENV)/ready
 	$(ENV)/bin/ruff check .

@@ -10,9 +10,21 @@ import pytest
 
 from .bundles import MakeBundle, write_bundle
 
+#: Files that take minutes, the longest first: begun last, they would keep one worker waiting for the other.
+LONGEST = (
+    *("test_line", "test_fresh", "test_docs", "test_train", "test_benchmark", "test_docs_console", "test_console_load"),
+    *("test_dicom_node", "test_baselines", "test_recipe", "test_variation"),
+)
+
 OBLIQUE = np.array(
     [[0.95, 0.10, -0.60, 4.0], [-0.12, 1.02, 0.30, -7.5], [0.31, -0.21, 4.0, 11.0], [0.0, 0.0, 0.0, 1.0]]
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, and keep the order otherwise."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def orthogonal(affine: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:

@@ -24,7 +24,7 @@ TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
 #: The centre of the template: enough anatomy for every command, little enough for a test.
 BOX = (slice(50, 146), slice(70, 166), slice(60, 124))
 #: A smaller piece that holds brain and background.
-EDGE = (slice(16, 72), slice(70, 134), slice(60, 109))
+EDGE = (slice(16, 64), slice(78, 126), slice(64, 105))
 PAGES = ("docs/researchers.md", "docs/engineers.md", "README.md", "docs/users.md", "docs/devices.md")
 #: A reader trains for hours; the test only needs the run to exist.
 SHORTENED = {"--max-steps 20000": "--max-steps 2 --crop 32 --precision 32-true"}

@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import nilearn
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ from lfmri_runtime.volume import read_scan
 from .bundles import MakeBundle
 
 TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
+#: The middle of the template, with what air is beside it: a third of its voxels.
+MIDDLE = (slice(20, 177), slice(18, 215), slice(50, 140))
 
 
 def lfmri(*arguments: object) -> str:
@@ -42,7 +44,8 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subject = root / "subjects" / "mni152"
     subject.mkdir(parents=True)
     for kind, name in (("t1", "T1w_brain"), ("gm", "GM"), ("wm", "WM")):
-        shutil.copy(TEMPLATE / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz", subject / f"{name}.nii.gz")
+        image = nib.Nifti1Image.from_filename(TEMPLATE / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
+        image.slicer[MIDDLE].to_filename(subject / f"{name}.nii.gz")
     lfmri("simulate", "--subjects", root / "subjects", "--out", root / "pairs", "--preset", "siqt-k4", "--workers", 1)
     lfmri(
         *("train", "--pairs", root / "pairs", "--run", root / "run", "--max-steps", 50, "--crop", 64),
@@ -103,7 +106,7 @@ def test_fifty_steps_already_learn_the_contrast(line: Path) -> None:
 
 def test_the_page_and_the_table_are_there(line: Path) -> None:
     assert (line / "report.html").stat().st_size > 100_000
-    assert (line / "scores.csv").read_text().count("\n") > 100
+    assert (line / "scores.csv").read_text().count("\n") > 80
 
 
 def test_a_run_starts_from_the_bundles_weights(line: Path) -> None:

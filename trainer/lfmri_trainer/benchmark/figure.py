@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lfmri_runtime.page.pictures import colour_table
 from lfmri_trainer.baselines.method import Float32Array, Method
 from lfmri_trainer.benchmark.run import SetResults
+from lfmri_trainer.dataset import SIGNAL
 
 #: Width of a picture and height of a line of text, screen pixels.
 WIDTH = 220
@@ -18,12 +19,15 @@ LINE = 34
 GAP = 6
 #: The error that is shown as the last colour; one for all sets, so that InD and OOD can be compared.
 LARGEST_ERROR = 0.4
+#: Pixels of air that are shown round the head.
+MARGIN = 6
 
 
 def draw_figure(results: SetResults, methods: Sequence[Method]) -> bytes:
     """Draw the middle slice of the set's first scan as a PNG."""
-    reference = results.scans[0].picture
-    images = [("reference", reference), *((m.title, results.results[m.key][0].picture) for m in methods)]
+    head = _box(results.scans[0].picture)
+    reference = results.scans[0].picture[head]
+    images = [("reference", reference), *((m.title, results.results[m.key][0].picture[head]) for m in methods)]
     grey, magma = colour_table("image"), colour_table("error")
     height = round(WIDTH * reference.shape[0] / reference.shape[1])
     sheet = Image.new("RGB", ((WIDTH + GAP) * len(images) - GAP, LINE + 2 * (height + GAP) - GAP), "black")
@@ -39,6 +43,15 @@ def draw_figure(results: SetResults, methods: Sequence[Method]) -> bytes:
     stream = io.BytesIO()
     sheet.save(stream, format="PNG", optimize=True)
     return stream.getvalue()
+
+
+def _box(reference: Float32Array) -> tuple[slice, ...]:
+    """Where the head is, and a margin; the whole picture where there is none."""
+    places = np.argwhere(reference > SIGNAL)
+    if not len(places):
+        return (slice(None), slice(None))
+    starts, stops = places.min(axis=0) - MARGIN, places.max(axis=0) + 1 + MARGIN
+    return tuple(slice(max(int(a), 0), int(b)) for a, b in zip(starts, stops, strict=True))
 
 
 def _tile(picture: Float32Array, white: float, colours: NDArray[np.uint8], height: int) -> Image.Image:
