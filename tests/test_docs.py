@@ -22,7 +22,7 @@ from .onion import onion
 ROOT = Path(__file__).parents[1]
 TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
 #: The centre of the template: enough anatomy for every command, little enough for a test.
-BOX = (slice(50, 146), slice(70, 166), slice(60, 124))
+BOX = (slice(58, 138), slice(80, 160), slice(66, 114))
 #: A smaller piece that holds brain and background.
 EDGE = (slice(16, 64), slice(78, 126), slice(64, 105))
 PAGES = ("docs/researchers.md", "docs/engineers.md", "README.md", "docs/users.md", "docs/devices.md")
