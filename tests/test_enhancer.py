@@ -331,7 +331,7 @@ def test_the_report_says_what_ran(noisy: Enhancer, scan: Scan) -> None:
         "grid": "input",
         "thick_axis": "S",
         "backend": {"name": "onnxruntime", "provider": "CPUExecutionProvider", "precision": "float32"},
-        "consistency": {"largest": None, "threshold": 10.0, "place_mm": None, "rms": None, "noise": None},
+        "consistency": {"largest": None, "threshold": 11.0, "place_mm": None, "rms": None, "noise": None},
         "uncertainty": {"scale": 1.0, "calibrated": False},
     }
     assert set(seconds) == {"prepare", "network", "loop", "check", "restore"}
