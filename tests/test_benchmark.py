@@ -424,7 +424,7 @@ def test_wrong_input_is_one_line(
 def test_a_subject_that_a_method_was_trained_on_is_refused(
     arguments: list[str], make_bundle: MakeBundle, pairs: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    seen = make_bundle(training={"training_subjects": ["s1", "s5"]})
+    seen = make_bundle(training={"training_subjects": ["s1", "s5_copy-2"]})
     assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(seen)]) == 3
     assert "by-hand was trained on s5" in capsys.readouterr().err
     rows = read_pairs(pairs)
