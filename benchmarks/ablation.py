@@ -7,6 +7,7 @@ seed, so that a difference can be compared with chance. Prints the last validati
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ def main() -> None:
     for number, (name, change) in enumerate(CHANGES.items()):
         run = given.out / f"{number:02d}"
         if not (run / "summary.json").is_file():
+            shutil.rmtree(run, ignore_errors=True)  # what was stopped begins anew
             train(replace(usual, **change), run)
         metrics = json.loads((run / "summary.json").read_text())["last_metrics"]
         psnr, lpips = (metrics[key] for key in SCORES)

@@ -20,6 +20,16 @@ def bundle_option(command: Command) -> Command:
     )
 
 
+def subjects_option(command: Command) -> Command:
+    """--subjects."""
+    return click.option(
+        "--subjects",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Folder of high-field subjects: HCP naming, BIDS, or a folder each.",
+    )(command)
+
+
 def backend_options(command: Command) -> Command:
     """--backend, --precision and --threads."""
     for option in (

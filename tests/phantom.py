@@ -44,6 +44,13 @@ def phantom(*, texture: float = 0.0, seed: int = 0, voxel_size: float = 1.0) -> 
     return Anatomy(head * mask, head, mask, maps["gm"], maps["wm"], maps["csf"], affine, size, "given")
 
 
+def save_two(folder: Path) -> Path:
+    """Write a folder of two subjects that differ in texture."""
+    for seed, name in enumerate(("anna", "ben")):
+        save_subject(folder / name, phantom(texture=0.2, seed=seed))
+    return folder
+
+
 def save_subject(
     folder: Path, anatomy: Anatomy, *, codes: str = "RAS", affine: npt.NDArray[np.float64] | None = None
 ) -> Path:

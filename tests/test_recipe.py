@@ -14,7 +14,7 @@ from lfmri_trainer.recipe import read_recipe
 from lfmri_trainer.simulation.pairs import low_path, read_pairs
 
 from .onion import onion
-from .phantom import phantom, save_subject
+from .phantom import save_two
 
 RECIPE: dict[str, Any] = {
     "synthesise": [{"labels": "labels", "name": "made"}],
@@ -31,8 +31,7 @@ RECIPE: dict[str, Any] = {
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with a recipe and what it reads."""
-    for seed, name in enumerate(("anna", "ben")):
-        save_subject(tmp_path / "adults" / name, phantom(texture=0.2, seed=seed))
+    save_two(tmp_path / "adults")
     (tmp_path / "labels").mkdir()
     nib.Nifti1Image(onion(), np.eye(4)).to_filename(tmp_path / "labels" / "shells.nii.gz")
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))

@@ -14,7 +14,7 @@ from lfmri_trainer.simulation.pairs import low_path, read_pairs, read_volume, su
 from lfmri_trainer.simulation.simulate import SimulationSettings, _splits, plan, simulate_folder
 from lfmri_trainer.subjects import Subject
 
-from .phantom import phantom, save_subject
+from .phantom import phantom, save_subject, save_two
 
 SETTINGS = SimulationSettings(preset="siqt-k4", draws=2, validation=0.5, seed=3)
 COLUMNS = (
@@ -42,10 +42,7 @@ def fake_subjects(folder: Path, names: Sequence[str]) -> list[Subject]:
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("subjects")
-    for seed, name in enumerate(("anna", "ben")):
-        save_subject(folder / name, phantom(texture=0.2, seed=seed))
-    return folder
+    return save_two(tmp_path_factory.mktemp("subjects"))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from lfmri_trainer.variation import (
     vary_folder,
 )
 
-from .phantom import INTENSITIES, block, phantom, save_subject
+from .phantom import INTENSITIES, block, phantom, save_two
 
 STILL = Variation(
     mirrored=False,
@@ -115,10 +115,7 @@ def test_draws_stay_in_their_ranges_and_use_them() -> None:
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("subjects")
-    for seed, name in enumerate(("anna", "ben")):
-        save_subject(folder / name, phantom(texture=0.2, seed=seed))
-    return folder
+    return save_two(tmp_path_factory.mktemp("subjects"))
 
 
 @pytest.fixture(scope="module")

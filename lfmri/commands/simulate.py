@@ -5,16 +5,12 @@ from pathlib import Path
 import click
 
 from lfmri.extras import require
+from lfmri.options import subjects_option
 from lfmri.progress import progress_bar
 
 
 @click.command()
-@click.option(
-    "--subjects",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder of high-field subjects: HCP naming, BIDS, or a folder each.",
-)
+@subjects_option
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of pairs; more presets may be added to it."
 )

@@ -5,16 +5,12 @@ from pathlib import Path
 import click
 
 from lfmri.extras import require
+from lfmri.options import subjects_option
 from lfmri.progress import progress_bar
 
 
 @click.command()
-@click.option(
-    "--subjects",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder of high-field subjects: HCP naming, BIDS, or a folder each.",
-)
+@subjects_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the copies.")
 @click.option("--copies", default=1, show_default=True, type=click.IntRange(min=1), help="Copies of each subject.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of every draw.")

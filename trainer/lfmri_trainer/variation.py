@@ -6,7 +6,6 @@ is simulated with maps as exact as its original's. Parameters are drawn here, an
 (Perez-Garcia et al., Computer Methods and Programs in Biomedicine 2021); their ranges are assumed.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from lfmri_runtime.files import write_json
 from lfmri_trainer.parallel import Counter, in_processes
+from lfmri_trainer.randomness import named_generator
 from lfmri_trainer.simulation.pairs import write_volume
 from lfmri_trainer.subjects import Subject, find_subjects
 from lfmri_trainer.tissue import Anatomy, load_anatomy
@@ -151,8 +151,7 @@ def vary_folder(
 def _vary_subject(subject: Subject, folder: Path, *, seed: int) -> None:
     """Write one copy, and last what made it."""
     anatomy = load_anatomy(subject)
-    key = int.from_bytes(hashlib.sha256(folder.name.encode()).digest()[:8], "big")
-    variation = draw_variation(np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, key]))))
+    variation = draw_variation(named_generator(seed, folder.name))
     affine = anatomy.affine.copy()
     affine[:3, 3] -= affine[:3, :3] @ np.asarray(variation.air[::2])
     for name, volume in vary(anatomy, variation).items():

@@ -1,12 +1,12 @@
 """Random parameters of a simulated pair: drawn here, applied elsewhere, written to pairs.csv between the two."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.geometry import AXES
+from lfmri_trainer.randomness import named_generator
 from lfmri_trainer.simulation.presets import (
     CONTRAST_BOUND,
     IN_DISTRIBUTION_BOUND,
@@ -85,9 +85,7 @@ def draw_pair(
         index: counts the draws of one subject and preset.
         seed: of the whole simulation; with the arguments above it determines the pair.
     """
-    identity = f"{subject}|{preset}|{index}"
-    key = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, key])))
+    rng = named_generator(seed, f"{subject}|{preset}|{index}")
     drawn_axis = str(rng.choice(list(AXES)))
     axis = drawn_axis if thick_axis == "random" else thick_axis
     chosen = PRESETS[preset]

@@ -1,6 +1,5 @@
 """A folder of label maps to a folder of subjects that `lfmri simulate` takes, in parallel."""
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_trainer.parallel import Counter, in_processes
+from lfmri_trainer.randomness import named_generator
 from lfmri_trainer.simulation.pairs import write_volume
 from lfmri_trainer.subjects import open_volume
 from lfmri_trainer.synthesis.tissues import LABEL_LIMIT, TISSUES
@@ -60,8 +60,7 @@ def synthesise_folder(
 def synthesise_subject(path: Path, folder: Path, *, seed: int) -> None:
     """Synthesise one subject: in RAS, cropped to the head, on the label map's voxels."""
     labels, affine = read_labels(path)
-    key = int.from_bytes(hashlib.sha256(_name(path).encode()).digest()[:8], "big")
-    subject = synthesise(labels, rng=np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, key]))))
+    subject = synthesise(labels, rng=named_generator(seed, _name(path)))
     for kind in ("gm", "wm", "csf"):
         write_volume(folder / f"{kind.upper()}.nii.gz", getattr(subject, kind), affine)
     write_volume(folder / "brain_mask.nii.gz", subject.mask.astype(np.uint8), affine)
