@@ -1,24 +1,29 @@
 """One change at a time to a training: `python benchmarks/ablation.py --pairs DIR --out DIR [--steps N]`.
 
-Every run has the same pairs, steps, crops and seed, and one setting changed; "again" is the first run with another
-seed, so that a difference can be compared with chance. Prints the last validation of each as a Markdown table: PSNR
-(dB) of whole slices at one Euler step, and LPIPS at ten. Runs that are there already are taken over.
+Every run has the same steps, crops and seed, and one thing changed; "again" is the first run with another seed, so that
+a difference can be compared with chance. Prints the last validation of each as a Markdown table: PSNR (dB) of whole
+slices at one Euler step, and LPIPS at ten. Runs that are there already are taken over.
 """
 
 import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lfmri_runtime.errors import LfmriError
 from lfmri_trainer.settings import TrainingSettings
+from lfmri_trainer.simulation.pairs import TABLE, read_pairs, write_pairs
 from lfmri_trainer.train import train
 
-#: What 0.3.0 was trained with.
+#: What the built-in model was trained with.
 USUAL: dict[str, Any] = {"learning_rate": 1e-3, "time_power": 3.0, "time_zero": 0.25, "scale_jitter": 0.05}
+#: All times at 0, where x_t tells nothing: plain regression.
+REGRESSION: dict[str, Any] = {"time_zero": 0.999}
+#: Changed settings; `presets` are those that are trained on, `warm_up` is the share of the steps that is regression.
 CHANGES: dict[str, dict[str, Any]] = {
     "usual": {},
     "again": {"seed": 1},
@@ -28,10 +33,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "averaging 0.99": {"ema_decay": 0.99},
     "uniform times": {"time_power": 0.0, "time_zero": 0.0},
     "no times at 0": {"time_zero": 0.0},
-    "all times at 0 (regression)": {"time_zero": 0.999},
+    "half of the times at 0": {"time_zero": 0.5},
+    "regression": REGRESSION,
+    "half of the steps regression, then flow": {"warm_up": 0.5},
     "velocity": {"prediction": "velocity"},
     "source 0.3": {"source_std": 0.3},
+    "air weighs 0.1": {"air_weight": 0.1},
     "no scale jitter": {"scale_jitter": 0.0},
+    "no noisier draws": {"presets": ("siqt-k4", "siqt-k8")},
     "iqt-cfm": {"preset": "iqt-cfm"},
 }
 SCORES = ("validation/psnr", "validation/lpips")
@@ -46,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--slices", type=int, default=16, help="of the validation")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--precision", default="bf16-mixed", choices=["bf16-mixed", "32-true"])
     given = parser.parse_args()
     usual = TrainingSettings(
@@ -57,18 +67,45 @@ def main() -> None:
         validation_slices=given.slices,
         batch=given.batch,
         crop=given.crop,
+        workers=given.workers,
         precision=given.precision,
         **USUAL,
     )
     print("| change | PSNR, 1 step | LPIPS, 10 steps |\n| --- | --- | --- |")
-    for number, (name, change) in enumerate(CHANGES.items()):
-        run = given.out / f"{number:02d}"
+    for name, change in CHANGES.items():
+        run = given.out / name.replace(" ", "-")
         if not (run / "summary.json").is_file():
             shutil.rmtree(run, ignore_errors=True)  # what was stopped begins anew
-            train(replace(usual, **change), run)
+            train_changed(usual, change, run)
         metrics = json.loads((run / "summary.json").read_text())["last_metrics"]
         psnr, lpips = (metrics[key] for key in SCORES)
         print(f"| {name} | {psnr:.2f} | {lpips:.3f} |", flush=True)
+
+
+def train_changed(usual: TrainingSettings, change: dict[str, Any], run: Path) -> None:
+    """Train with a change; a warm-up is a run of its own, whose steps are taken off."""
+    presets, warm_up = change.get("presets"), change.get("warm_up", 0.0)
+    settings = replace(usual, **{name: value for name, value in change.items() if name not in ("presets", "warm_up")})
+    if presets:
+        chosen = pairs_of(Path(usual.pairs), presets, run.with_name(f"{run.name}-pairs"))
+        settings = replace(settings, pairs=str(chosen))
+    if warm_up:
+        first, steps = run.with_name(f"{run.name}-warm-up"), round(warm_up * usual.max_steps)
+        shutil.rmtree(first, ignore_errors=True)
+        train(replace(settings, max_steps=steps, epoch_steps=steps, validation_slices=0, **REGRESSION), first)
+        rest = usual.max_steps - steps
+        settings = replace(settings, initial=str(first), max_steps=rest, epoch_steps=rest)
+    train(settings, run)
+
+
+def pairs_of(pairs: Path, presets: Sequence[str], folder: Path) -> Path:
+    """A folder of the same pairs, but for training pairs of other presets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in pairs.iterdir():
+        if entry.name != TABLE and not (folder / entry.name).exists():
+            (folder / entry.name).symlink_to(entry.resolve())
+    write_pairs(folder, [row for row in read_pairs(pairs) if row.split != "train" or row.preset in presets])
+    return folder
 
 
 if __name__ == "__main__":

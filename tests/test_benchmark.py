@@ -468,6 +468,43 @@ def test_what_limits_a_score_is_told_for_each_pair(pairs: Path) -> None:
     assert lpips[3] < lpips[0]
 
 
+def beside(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "beside.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_models_that_were_benchmarked_apart_stand_side_by_side(made: Path, tmp_path: Path) -> None:
+    better = tmp_path / "better" / "scores.csv"
+    better.parent.mkdir()
+    head, *lines = (made / "scores.csv").read_text().splitlines()
+    column = head.split(",").index("psnr_db")
+    moved = [line.split(",") for line in lines]
+    for values in moved:
+        values[column] = repr(float(values[column]) + 2 * values[1].startswith("flow"))
+    better.write_text("\n".join([head, *map(",".join, moved)]) + "\n")
+    done = beside(f"b={better.parent}", f"a={made}", "--against", "iqt-rf")
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| InD |")]
+    cells = {title: values for _, title, *values in rows}
+    assert list(cells).count("interpolation") == 1, "both have the same"
+    assert cells["b - a, flow-5"][:2] == ["+2.00 [+2.00, +2.00]", "+0.000 [+0.000, +0.000]"]
+    (mean,) = (
+        float(line["mean"])
+        for line in lines_of(made / "differences.csv")
+        if [line[k] for k in ("set", "method", "minus", "score")] == ["InD", "flow-1", "iqt-rf", "psnr_db"]
+    )
+    assert cells["a, flow-1 - iqt-rf"][0].startswith(f"{mean:+.2f} [")
+    assert float(cells["b, flow-1"][0]) == pytest.approx(float(cells["a, flow-1"][0]) + 2, abs=0.011)
+
+
+def test_models_on_other_slices_are_not_put_side_by_side(made: Path, tmp_path: Path) -> None:
+    lines = (made / "scores.csv").read_text().splitlines()
+    (tmp_path / "scores.csv").write_text("\n".join(lines[:-1]) + "\n")
+    done = beside(f"a={made}", f"b={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("beside.py: a - b, flow-5: scored on other slices; expected")
+    assert "scores.csv not found; expected NAME=DIR" in beside(f"a={tmp_path / 'none'}").stderr
+
+
 def test_of_paths_only_the_last_part_is_told() -> None:
     words = ["benchmark", "--pairs", "/home/someone/a b", "--bundle=../x/y", "--steps", "1,2"]
     assert command_line(words) == "lfmri benchmark --pairs 'a b' --bundle=y --steps 1,2"

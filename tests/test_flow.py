@@ -116,6 +116,15 @@ def test_the_loss_of_a_constant_offset(batch: tuple[Tensor, ...], prediction: st
     )
 
 
+@predictions
+def test_the_air_weighs_less_in_the_loss(prediction: str) -> None:
+    x_0, x_1, t = torch.zeros(1, 1, 1, 4), torch.tensor([[[[0.0, 0.04, 0.5, 1.0]]]]), torch.zeros(1)
+    network = Answer(x_1 + torch.tensor([3.0, 3.0, 1.0, 1.0]))  # squared errors of 9 in the air, of 1 in the head
+    for weight in (1.0, 0.25):
+        loss = flow_matching_loss(network, x_0, x_1, x_0, t, prediction=prediction, air_weight=weight)
+        assert loss.item() == pytest.approx((2 * 9 * weight + 2 * 1) / (2 * weight + 2))
+
+
 def test_both_readings_of_one_network_have_the_same_loss_below_the_clip(batch: tuple[Tensor, ...]) -> None:
     x_0, x_1, y, t = (tensor[:4] for tensor in batch)
     x_t = interpolate(x_0, x_1, t)

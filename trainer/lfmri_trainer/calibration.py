@@ -20,7 +20,8 @@ from lfmri_runtime.enhancer import BATCH
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.sampler import uniform_time_grid
 from lfmri_runtime.slices import batches, noise_volume, pad, padded_shape, plane_normals, slices_of
-from lfmri_trainer.dataset import LEAST_SIGNAL, SIGNAL
+from lfmri_trainer.dataset import LEAST_SIGNAL
+from lfmri_trainer.flow import SIGNAL
 from lfmri_trainer.working import WorkingPair
 
 Float32Array = NDArray[np.float32]

@@ -15,12 +15,11 @@ from torch.utils.data import Dataset, Sampler
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.slices import padded_shape, plane_normals, slices_of
+from lfmri_trainer.flow import SIGNAL
 from lfmri_trainer.working import WorkingPair
 
 #: A slice is trained on when this share of its voxels holds signal.
 LEAST_SIGNAL = 0.02
-#: Standard intensity above which a voxel holds signal.
-SIGNAL = 0.05
 
 Sample = dict[str, Tensor]
 Float16Array = NDArray[np.float16]

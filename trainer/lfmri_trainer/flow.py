@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lfmri_runtime.sampler import euler, uniform_time_grid
 
+#: Standard intensity above which a voxel holds signal.
+SIGNAL = 0.05
 #: 1 - t is kept above this in the loss, where the velocity of an x_1 prediction would divide by nearly nothing.
 SMALLEST_REMAINDER = 0.1
 
@@ -37,18 +39,21 @@ def velocity(output: Tensor, x_t: Tensor, t: Tensor, *, prediction: str, smalles
 
 
 def flow_matching_loss(
-    network: nn.Module, x_0: Tensor, x_1: Tensor, y: Tensor, t: Tensor, *, prediction: str
+    network: nn.Module, x_0: Tensor, x_1: Tensor, y: Tensor, t: Tensor, *, prediction: str, air_weight: float = 1.0
 ) -> Tensor:
     """E || v(x_t, y, t) - (x_1 - x_0) ||^2, a scalar; 1 - t clipped at 0.1 for an x_1 prediction.
 
-    The clip applies to prediction and target alike, so that a perfect x_1 has zero loss at every t.
+    The clip applies to prediction and target alike, so that a perfect x_1 has zero loss at every t. The mean is
+    weighted: voxels whose x_1 holds no signal count `air_weight` times as much as those of the head.
     """
     x_t = interpolate(x_0, x_1, t)
     output: Tensor = network(x_t, y, t)
     if prediction == "velocity":
-        return (output.float() - (x_1 - x_0)).square().mean()
-    remainder = (1 - t).clamp(min=SMALLEST_REMAINDER)[:, None, None, None]
-    return ((output.float() - x_1) / remainder).square().mean()
+        error = output.float() - (x_1 - x_0)
+    else:
+        error = (output.float() - x_1) / (1 - t).clamp(min=SMALLEST_REMAINDER)[:, None, None, None]
+    weight = torch.where(x_1 > SIGNAL, 1.0, air_weight)
+    return (weight * error.square()).sum() / weight.sum()
 
 
 class EulerStep(nn.Module):

@@ -40,6 +40,7 @@ class TrainingSettings:
     source_std: float = _setting(1.0, "Standard deviation of x_0, on the standard scale.")
     time_power: float = _setting(0.0, "Times are drawn with density (1 - t)^power; 0 is uniform.")
     time_zero: float = _setting(0.0, "Share of the times that are exactly 0, where every sampler starts.")
+    air_weight: float = _setting(1.0, "Weight of the air's voxels in the loss; the head's have 1.")
     initial: str = _setting("", "Run whose averaged weights the network starts from; empty for fresh ones.")
     voxel_size: float = _setting(1.0, "Voxel size of the working grid, mm.")
     precision: str = _setting("bf16-mixed", "Arithmetic of the training step.")
@@ -69,6 +70,8 @@ class TrainingSettings:
             raise UsageError(f"--source-std is {self.source_std:g}; expected above 0 and at most {MAX_SOURCE_STD:g}")
         if not 0 <= self.time_zero < 1:
             raise UsageError(f"--time-zero is {self.time_zero:g}; expected at least 0 and below 1")
+        if not 0 < self.air_weight <= 1:
+            raise UsageError(f"--air-weight is {self.air_weight:g}; expected above 0 and at most 1")
         world = self.devices * self.nodes
         if self.batch % world:
             raise UsageError(f"--batch is {self.batch} for {world} processes; expected a multiple of {world}")

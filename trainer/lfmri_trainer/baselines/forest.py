@@ -18,7 +18,7 @@ from lfmri_trainer.baselines.anisotropic_network import FACTOR
 from lfmri_trainer.baselines.fitted import Arrays, Fitted
 from lfmri_trainer.baselines.method import Float32Array, Progress, VolumeMethod
 from lfmri_trainer.baselines.pairs import TrainingPairs, volumes
-from lfmri_trainer.dataset import SIGNAL
+from lfmri_trainer.flow import SIGNAL
 
 #: In-plane voxels on either side of a patch's centre, and its slices: 5 x 5 x 4 thick ones to 4 voxels (assumed).
 RADIUS = 2

@@ -15,7 +15,7 @@ from lfmri_trainer.baselines.fitting import Batch, Moment, NetworkSettings
 from lfmri_trainer.baselines.method import Float32Array, VolumeMethod
 from lfmri_trainer.baselines.networks import NetworkMethod, numbered
 from lfmri_trainer.baselines.pairs import TrainingPairs, volumes
-from lfmri_trainer.dataset import SIGNAL
+from lfmri_trainer.flow import SIGNAL
 
 #: Voxels between patches: they overlap by a quarter, at corners eight of them (assumed).
 STRIDE = 3 * PATCH // 4

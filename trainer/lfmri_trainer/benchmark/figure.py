@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lfmri_runtime.page.pictures import colour_table
 from lfmri_trainer.baselines.method import Float32Array, Method
 from lfmri_trainer.benchmark.run import SetResults
-from lfmri_trainer.dataset import SIGNAL
+from lfmri_trainer.flow import SIGNAL
 
 #: Width of a picture and height of a line of text, screen pixels.
 WIDTH = 220
