@@ -134,10 +134,10 @@ class PairsData(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Whole slices of the validation split; none where it is empty."""
-        if not self.validation_pairs:
-            return []
+        """Whole slices of the validation split; none where it is empty or none are asked for."""
         s = self.settings
+        if not self.validation_pairs or not s.validation_slices:
+            return []
         dataset = SliceDataset(
             self.validation_pairs,
             count=s.validation_slices,
@@ -278,7 +278,7 @@ def _trainer(settings: TrainingSettings, run: Path, data: PairsData) -> pl.Train
         max_epochs=math.ceil(settings.max_steps / settings.epoch_steps),
         check_val_every_n_epoch=settings.validate_every,
         num_sanity_val_steps=0,
-        limit_val_batches=1.0 if data.validation_pairs else 0,
+        limit_val_batches=1.0 if data.validation_pairs and settings.validation_slices else 0,
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,
         plugins=[WholeCheckpoints()],

@@ -1,0 +1,63 @@
+"""One change at a time: what the ablation's script trains."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfmri_trainer.simulation.pairs import read_pairs, write_pairs
+from tests.training_fixtures import write_tiny_pairs
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def ablation(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("ablation")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Two training pairs, of different presets, and two others."""
+    folder = write_tiny_pairs(tmp_path / "pairs")
+    write_pairs(folder, [replace(r, preset="siqt-k4") if r.subject == "s1" else r for r in read_pairs(folder)])
+    return folder
+
+
+def test_each_variant_changes_one_thing(
+    ablation: Any, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ("usual", "half of the steps regression, then flow", "no noisier draws")
+    monkeypatch.setattr(ablation, "CHANGES", {name: ablation.CHANGES[name] for name in chosen})
+    out = tmp_path / "out"
+    options = ["--steps", "2", "--batch", "1", "--crop", "16", "--slices", "1", "--precision", "32-true"]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--pairs", str(pairs), "--out", str(out), *options])
+    ablation.main()
+    table = capsys.readouterr().out
+    usual, warmed, quiet = (
+        {name: json.loads((out / run / f"{name}.json").read_text()) for name in ("config", "summary")}
+        for run in ("usual", "half-of-the-steps-regression,-then-flow", "no-noisier-draws")
+    )
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [f"| {name}" for name in chosen]
+    assert usual["summary"]["training_pairs"] == 2
+    assert f"| usual | {usual['summary']['last_metrics']['validation/psnr']:.2f} | " in table
+
+    assert (warmed["summary"]["steps"], warmed["summary"]["steps_in_all"]) == (1, 2)
+    first = json.loads((Path(warmed["config"]["initial"]) / "config.json").read_text())
+    assert (first["max_steps"], first["time_zero"]) == (1, ablation.REGRESSION["time_zero"])
+    assert warmed["config"]["time_zero"] == usual["config"]["time_zero"]
+
+    assert quiet["summary"]["training_pairs"] == 1
+    assert quiet["summary"]["validation_subjects"] == ["s3"]
+    changed = {name for name, value in quiet["config"].items() if value != usual["config"][name]}
+    assert changed == {"pairs"}
+
+    before = (out / "usual" / "weights.npz").stat().st_mtime_ns
+    ablation.main()
+    assert capsys.readouterr().out == table, "what is there is taken over"
+    assert (out / "usual" / "weights.npz").stat().st_mtime_ns == before
