@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lfmri_runtime.errors import LfmriError
+from lfmri_runtime.errors import InputRefused, LfmriError
 from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.simulation.pairs import TABLE, read_pairs, write_pairs
 from lfmri_trainer.train import train
@@ -38,6 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "half of the steps regression, then flow": {"warm_up": 0.5},
     "velocity": {"prediction": "velocity"},
     "source 0.3": {"source_std": 0.3},
+    "source 0.3, times at 0 or uniform": {"source_std": 0.3, "time_power": 0.0},
     "air weighs 0.1": {"air_weight": 0.1},
     "no scale jitter": {"scale_jitter": 0.0},
     "no noisier draws": {"presets": ("siqt-k4", "siqt-k8")},
@@ -71,6 +72,8 @@ def main() -> None:
         precision=given.precision,
         **USUAL,
     )
+    if not any(row.split == "validation" for row in read_pairs(given.pairs)):
+        raise InputRefused(f"{given.pairs}: no pair has the split validation; expected some: hold subjects out")
     print("| change | PSNR, 1 step | LPIPS, 10 steps |\n| --- | --- | --- |")
     for name, change in CHANGES.items():
         run = given.out / name.replace(" ", "-")

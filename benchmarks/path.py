@@ -14,7 +14,7 @@ import numpy as np
 
 from lfmri_runtime.backends import open_backend
 from lfmri_runtime.bundle import open_bundle
-from lfmri_runtime.errors import LfmriError
+from lfmri_runtime.errors import InputRefused, LfmriError
 from lfmri_trainer.dataset import SliceDataset
 from lfmri_trainer.flow import SIGNAL
 from lfmri_trainer.simulation.pairs import read_pairs
@@ -34,6 +34,8 @@ def main() -> None:
     contract = bundle.contract
     step = open_backend(bundle)
     rows = [row for row in read_pairs(given.pairs) if row.split == "validation"]
+    if not rows:
+        raise InputRefused(f"{given.pairs}: no pair has the split validation; expected some: hold subjects out")
     slices = SliceDataset(
         working_pairs(given.pairs, rows, contract.processing),
         count=given.slices,

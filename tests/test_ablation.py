@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lfmri_runtime.errors import InputRefused
 from lfmri_trainer.simulation.pairs import read_pairs, write_pairs
 from tests.training_fixtures import write_tiny_pairs
 
@@ -61,3 +62,13 @@ def test_each_variant_changes_one_thing(
     ablation.main()
     assert capsys.readouterr().out == table, "what is there is taken over"
     assert (out / "usual" / "weights.npz").stat().st_mtime_ns == before
+
+
+def test_pairs_without_validation_are_refused(
+    ablation: Any, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(pairs, [row for row in read_pairs(pairs) if row.split == "train"])
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--pairs", str(pairs), "--out", str(tmp_path / "out")])
+    with pytest.raises(InputRefused, match="no pair has the split validation; expected some"):
+        ablation.main()
+    assert not (tmp_path / "out").exists()

@@ -29,3 +29,10 @@ def test_a_model_that_only_sees_the_scan_is_as_wrong_at_every_time(make_bundle: 
     np.testing.assert_allclose(alone[1:], contract().source_std * (1 - t[1:]) / t[1:], atol=1e-4)
     np.testing.assert_allclose(mixed[1:] ** -2, found[0] ** -2 + alone[1:] ** -2, rtol=2e-3)
     assert mixed[0] == found[0]
+
+
+def test_pairs_without_validation_are_refused(tmp_path: Path) -> None:
+    pairs = write_tiny_pairs(tmp_path / "pairs", (("s1", "train", "S"),))
+    done = subprocess.run([sys.executable, str(SCRIPT), "--pairs", str(pairs)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"path.py: {pairs}: no pair has the split validation; expected some: hold subjects out\n"
