@@ -3,6 +3,9 @@
 Every run has the same steps, crops and seed, and one thing changed; "again" is the first run with another seed, so that
 a difference can be compared with chance. Prints the last validation of each as a Markdown table: PSNR (dB) of whole
 slices at one Euler step, and LPIPS at ten. Runs that are there already are taken over.
+
+With `--initial RUN` every run goes on from that run's weights, which takes chance down by far; the changes that these
+weights cannot take on (another network, another reading of its output) are left out.
 """
 
 import argparse
@@ -15,35 +18,40 @@ from pathlib import Path
 from typing import Any
 
 from lfmri_runtime.errors import InputRefused, LfmriError
-from lfmri_trainer.settings import TrainingSettings
+from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
 from lfmri_trainer.simulation.pairs import TABLE, read_pairs, write_pairs
 from lfmri_trainer.train import train
 
-#: What the built-in model was trained with.
-USUAL: dict[str, Any] = {"learning_rate": 1e-3, "time_power": 3.0, "time_zero": 0.25, "scale_jitter": 0.05}
+#: What the changes are made to.
+USUAL: dict[str, Any] = {"source_std": 0.3, "time_zero": 0.25, "time_weight": 1.0, "scale_jitter": 0.05}
 #: All times at 0, where x_t tells nothing: plain regression.
 REGRESSION: dict[str, Any] = {"time_zero": 0.999}
-#: Changed settings; `presets` are those that are trained on, `warm_up` is the share of the steps that is regression.
+#: Changed settings; `rate` is a factor of the learning rate, `presets` are those that are trained on, `warm_up` is the
+#: share of the steps that is regression.
 CHANGES: dict[str, dict[str, Any]] = {
     "usual": {},
     "again": {"seed": 1},
-    "learning rate 3e-4": {"learning_rate": 3e-4},
-    "learning rate 3e-3": {"learning_rate": 3e-3},
-    "no averaging": {"ema_decay": 0.0},
-    "averaging 0.99": {"ema_decay": 0.99},
-    "uniform times": {"time_power": 0.0, "time_zero": 0.0},
+    "loss not weighted by time": {"time_weight": 0.0},
+    "loss of x_1": {"time_weight": 2.0},
     "no times at 0": {"time_zero": 0.0},
     "half of the times at 0": {"time_zero": 0.5},
+    "times with density (1 - t)^3": {"time_power": 3.0},
+    "source 1": {"source_std": 1.0},
+    "source 0.1": {"source_std": 0.1},
     "regression": REGRESSION,
     "half of the steps regression, then flow": {"warm_up": 0.5},
-    "velocity": {"prediction": "velocity"},
-    "source 0.3": {"source_std": 0.3},
-    "source 0.3, times at 0 or uniform": {"source_std": 0.3, "time_power": 0.0},
+    "a third of the rate": {"rate": 1 / 3},
+    "three times the rate": {"rate": 3.0},
+    "no averaging": {"ema_decay": 0.0},
+    "averaging 0.99": {"ema_decay": 0.99},
     "air weighs 0.1": {"air_weight": 0.1},
     "no scale jitter": {"scale_jitter": 0.0},
     "no noisier draws": {"presets": ("siqt-k4", "siqt-k8")},
-    "iqt-cfm": {"preset": "iqt-cfm"},
+    "velocity": {"prediction": "velocity"},
+    "the other network": {"preset": "iqt-cfm"},
 }
+#: What weights that are there already cannot take on.
+OF_FRESH_WEIGHTS = {"prediction", "preset"}
 SCORES = ("validation/psnr", "validation/lpips")
 
 
@@ -52,6 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, type=Path, help="with the splits train and validation")
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs")
+    parser.add_argument("--initial", type=Path, help="run whose weights, and network, all start from")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=64)
@@ -61,7 +71,9 @@ def main() -> None:
     given = parser.parse_args()
     usual = TrainingSettings(
         pairs=str(given.pairs),
-        preset="iqt-cfm-edge",
+        preset=TrainingSettings.load(given.initial / CONFIGURATION).preset if given.initial else "iqt-cfm-edge",
+        initial=str(given.initial or ""),
+        learning_rate=given.learning_rate,
         max_steps=given.steps,
         epoch_steps=given.steps,
         validate_every=1,
@@ -76,6 +88,8 @@ def main() -> None:
         raise InputRefused(f"{given.pairs}: no pair has the split validation; expected some: hold subjects out")
     print("| change | PSNR, 1 step | LPIPS, 10 steps |\n| --- | --- | --- |")
     for name, change in CHANGES.items():
+        if given.initial and OF_FRESH_WEIGHTS & change.keys():
+            continue
         run = given.out / name.replace(" ", "-")
         if not (run / "summary.json").is_file():
             shutil.rmtree(run, ignore_errors=True)  # what was stopped begins anew
@@ -88,7 +102,8 @@ def main() -> None:
 def train_changed(usual: TrainingSettings, change: dict[str, Any], run: Path) -> None:
     """Train with a change; a warm-up is a run of its own, whose steps are taken off."""
     presets, warm_up = change.get("presets"), change.get("warm_up", 0.0)
-    settings = replace(usual, **{name: value for name, value in change.items() if name not in ("presets", "warm_up")})
+    own = {name: value for name, value in change.items() if name not in ("presets", "warm_up", "rate")}
+    settings = replace(usual, **own, learning_rate=usual.learning_rate * change.get("rate", 1.0))
     if presets:
         chosen = pairs_of(Path(usual.pairs), presets, run.with_name(f"{run.name}-pairs"))
         settings = replace(settings, pairs=str(chosen))

@@ -125,6 +125,17 @@ def test_the_air_weighs_less_in_the_loss(prediction: str) -> None:
         assert loss.item() == pytest.approx((2 * 9 * weight + 2 * 1) / (2 * weight + 2))
 
 
+@predictions
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
+def test_late_times_weigh_less_in_the_loss(batch: tuple[Tensor, ...], prediction: str, weight: float) -> None:
+    x_0, x_1, y, t = batch
+    network = Answer(0.25 + (x_1 if prediction == "x_1" else x_1 - x_0))
+    remainders = [1.0, 0.75, 0.5, 0.15, 0.1]  # of the times 0, 0.25, 0.5, 0.85 and 0.99; the last is clipped
+    power = weight - 2 if prediction == "x_1" else weight
+    loss = flow_matching_loss(network, x_0, x_1, y, t, prediction=prediction, time_weight=weight)
+    assert loss.item() == pytest.approx(0.0625 * np.mean(np.array(remainders) ** power), rel=1e-5)
+
+
 def test_both_readings_of_one_network_have_the_same_loss_below_the_clip(batch: tuple[Tensor, ...]) -> None:
     x_0, x_1, y, t = (tensor[:4] for tensor in batch)
     x_t = interpolate(x_0, x_1, t)

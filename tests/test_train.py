@@ -414,6 +414,8 @@ def test_every_setting_is_an_option_of_that_name_with_that_default() -> None:
         ({"time_zero": 1.0}, "--time-zero is 1; expected at least 0 and below 1"),
         ({"air_weight": 0.0}, "--air-weight is 0; expected above 0 and at most 1"),
         ({"air_weight": 1.5}, "--air-weight is 1.5"),
+        ({"time_weight": -0.5}, "--time-weight is -0.5; expected at least 0 and at most 4"),
+        ({"time_weight": 5.0}, "--time-weight is 5;"),
         ({"source_std": 0.0}, "--source-std is 0; expected above 0 and at most 10"),
     ],
 )
@@ -449,7 +451,7 @@ def test_a_configuration_from_before_a_setting_was_there_is_read(settings: Train
     settings.save(tmp_path)
     path = tmp_path / "config.json"
     document = json.loads(path.read_text())
-    for later in ("source_std", "time_zero", "air_weight"):
+    for later in ("source_std", "time_zero", "air_weight", "time_weight"):
         document.pop(later)
     path.write_text(json.dumps(document))
     assert TrainingSettings.load(path) == settings

@@ -30,6 +30,7 @@ from lfmri_runtime.errors import UsageError
 @click.option("--time-power", type=float, help="Times are drawn with density (1 - t)^power.  [default: 0]")
 @click.option("--time-zero", type=float, help="Share of the times that are exactly 0.  [default: 0]")
 @click.option("--source-std", type=float, help="Standard deviation of x_0.  [default: 1]")
+@click.option("--time-weight", type=float, help="The loss at time t is multiplied by (1 - t)^weight.  [default: 0]")
 @click.option("--air-weight", type=float, help="Weight of the air's voxels in the loss; the head's is 1.  [default: 1]")
 @click.option("--initial", help="Run whose averaged weights the network starts from.")
 @click.option("--ema-decay", type=float, help="Decay of the averaged weights.  [default: 0.999]")

@@ -41,6 +41,7 @@ class TrainingSettings:
     time_power: float = _setting(0.0, "Times are drawn with density (1 - t)^power; 0 is uniform.")
     time_zero: float = _setting(0.0, "Share of the times that are exactly 0, where every sampler starts.")
     air_weight: float = _setting(1.0, "Weight of the air's voxels in the loss; the head's have 1.")
+    time_weight: float = _setting(0.0, "The loss at time t is multiplied by (1 - t)^weight.")
     initial: str = _setting("", "Run whose averaged weights the network starts from; empty for fresh ones.")
     voxel_size: float = _setting(1.0, "Voxel size of the working grid, mm.")
     precision: str = _setting("bf16-mixed", "Arithmetic of the training step.")
@@ -72,6 +73,8 @@ class TrainingSettings:
             raise UsageError(f"--time-zero is {self.time_zero:g}; expected at least 0 and below 1")
         if not 0 < self.air_weight <= 1:
             raise UsageError(f"--air-weight is {self.air_weight:g}; expected above 0 and at most 1")
+        if not 0 <= self.time_weight <= 4:
+            raise UsageError(f"--time-weight is {self.time_weight:g}; expected at least 0 and at most 4")
         world = self.devices * self.nodes
         if self.batch % world:
             raise UsageError(f"--batch is {self.batch} for {world} processes; expected a multiple of {world}")
