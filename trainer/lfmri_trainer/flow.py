@@ -51,9 +51,10 @@ def flow_matching_loss(
 ) -> Tensor:
     """E || v(x_t, y, t) - (x_1 - x_0) ||^2, a scalar; 1 - t clipped at 0.1 for an x_1 prediction.
 
-    The clip applies to prediction and target alike, so that a perfect x_1 has zero loss at every t. Two weights, neither
-    the paper's: voxels whose x_1 holds no signal count `air_weight` times as much as those of the head in the mean, and
-    the error at a time is multiplied by (1 - t)^`time_weight`, with the same clip; 2 makes it the error of x_1.
+    The clip applies to prediction and target alike, so that a perfect x_1 has zero loss at every t. Two weights,
+    neither of them in the paper: voxels whose x_1 holds no signal count `air_weight` times as much as those of the
+    head in the mean, and the error at a time is multiplied by (1 - t)^`time_weight`, with the same clip; 2 makes it
+    that of x_1.
     """
     x_t = interpolate(x_0, x_1, t)
     output: Tensor = network(x_t, y, t)
