@@ -5,7 +5,8 @@ a difference can be compared with chance. Prints the last validation of each as 
 slices at one Euler step, and LPIPS at ten. Runs that are there already are taken over.
 
 With `--initial RUN` every run goes on from that run's weights, which takes chance down by far; the changes that these
-weights cannot take on (another network, another reading of its output) are left out.
+weights cannot take on (another network, another reading of its output) are left out, and so are those that would leave
+the pairs as they are.
 """
 
 import argparse
@@ -31,6 +32,7 @@ REGRESSION: dict[str, Any] = {"time_zero": 0.999}
 CHANGES: dict[str, dict[str, Any]] = {
     "usual": {},
     "again": {"seed": 1},
+    "as it starts, source 1": {"max_steps": 1, "epoch_steps": 1, "rate": 1e-3, "source_std": 1.0},
     "loss not weighted by time": {"time_weight": 0.0},
     "loss of x_1": {"time_weight": 2.0},
     "no times at 0": {"time_zero": 0.0},
@@ -88,7 +90,7 @@ def main() -> None:
         raise InputRefused(f"{given.pairs}: no pair has the split validation; expected some: hold subjects out")
     print("| change | PSNR, 1 step | LPIPS, 10 steps |\n| --- | --- | --- |")
     for name, change in CHANGES.items():
-        if given.initial and OF_FRESH_WEIGHTS & change.keys():
+        if (given.initial and OF_FRESH_WEIGHTS & change.keys()) or not changes_pairs(given.pairs, change):
             continue
         run = given.out / name.replace(" ", "-")
         if not (run / "summary.json").is_file():
@@ -114,6 +116,14 @@ def train_changed(usual: TrainingSettings, change: dict[str, Any], run: Path) ->
         rest = usual.max_steps - steps
         settings = replace(settings, initial=str(first), max_steps=rest, epoch_steps=rest)
     train(settings, run)
+
+
+def changes_pairs(pairs: Path, change: dict[str, Any]) -> bool:
+    """Whether a change of the presets leaves out some of the training pairs and not all; true of every other change."""
+    if "presets" not in change:
+        return True
+    left = [row.preset in change["presets"] for row in read_pairs(pairs) if row.split == "train"]
+    return any(left) and not all(left)
 
 
 def pairs_of(pairs: Path, presets: Sequence[str], folder: Path) -> Path:

@@ -64,6 +64,43 @@ def test_each_variant_changes_one_thing(
     assert (out / "usual" / "weights.npz").stat().st_mtime_ns == before
 
 
+def test_a_change_of_presets_that_changes_nothing_is_left_out(
+    ablation: Any, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(pairs, [replace(row, preset="siqt-k4") for row in read_pairs(pairs)])
+    monkeypatch.setattr(ablation, "CHANGES", {"no noisier draws": ablation.CHANGES["no noisier draws"]})
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--pairs", str(pairs), "--out", str(tmp_path / "out")])
+    ablation.main()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_run_goes_on_from_the_weights_that_are_given(
+    ablation: Any, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {n: ablation.CHANGES[n] for n in ("usual", "three times the rate", "velocity", "the other network")}
+    monkeypatch.setattr(ablation, "CHANGES", {"usual": {}})
+    out, options = tmp_path / "out", ["--batch", "1", "--crop", "16", "--slices", "1", "--precision", "32-true"]
+    begin = ["ablation.py", "--pairs", str(pairs), "--steps", "1", *options, "--out"]
+    monkeypatch.setattr(sys, "argv", [*begin, str(tmp_path / "fresh")])
+    ablation.main()
+    capsys.readouterr()
+
+    monkeypatch.setattr(ablation, "CHANGES", changes)
+    initial = tmp_path / "fresh" / "usual"
+    monkeypatch.setattr(sys, "argv", [*begin, str(out), "--initial", str(initial), "--learning-rate", "1e-4"])
+    ablation.main()
+    usual, faster = (
+        {name: json.loads((out / run / f"{name}.json").read_text()) for name in ("config", "summary")}
+        for run in ("usual", "three-times-the-rate")
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 4, "other networks and readings do not fit these weights"
+    assert usual["config"]["initial"] == str(initial)
+    assert usual["summary"]["steps_in_all"] == 2
+    assert usual["config"]["learning_rate"] == pytest.approx(1e-4)
+    assert faster["config"]["learning_rate"] == pytest.approx(3e-4)
+
+
 def test_pairs_without_validation_are_refused(
     ablation: Any, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
