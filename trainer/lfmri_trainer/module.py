@@ -38,9 +38,17 @@ class FlowModule(pl.LightningModule):
 
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:
         """The flow matching loss of one batch."""
-        s, images = self.settings, (batch["x_0"], batch["x_1"], batch["y"], batch["t"])
-        weights = {"air_weight": s.air_weight, "time_weight": s.time_weight}
-        loss = flow_matching_loss(self.network, *images, prediction=s.prediction, **weights)
+        s = self.settings
+        loss = flow_matching_loss(
+            self.network,
+            batch["x_0"],
+            batch["x_1"],
+            batch["y"],
+            batch["t"],
+            prediction=s.prediction,
+            air_weight=s.air_weight,
+            time_weight=s.time_weight,
+        )
         self.log("train/loss", loss, prog_bar=True, on_step=True)
         return loss
 
