@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,19 @@ def test_the_configuration_repeats_the_run(run: Path, tmp_path: Path) -> None:
 def test_another_seed_makes_another_run(run: Path, settings: TrainingSettings, tmp_path: Path) -> None:
     train(TrainingSettings.load(run / "config.json", seed=6), tmp_path / "other")
     assert not np.array_equal(weights_of(tmp_path / "other")["fuse.weight"], weights_of(run)["fuse.weight"])
+
+
+def test_a_training_step_weighs_the_loss_as_the_settings_say(
+    settings: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = FlowModule(replace(settings, air_weight=0.25, time_weight=1.0))
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    x_1 = torch.tensor([[[[0.0, 0.5]]]])
+    error = torch.tensor([[[[2.0, 1.0]]]])  # in the air, in the head
+    module.network.forward = lambda x_t, y, t: x_1 + error
+    zeros = torch.zeros_like(x_1)
+    loss = module.training_step({"x_0": zeros, "x_1": x_1, "y": zeros, "t": torch.tensor([0.75])}, 0)
+    assert loss.item() == pytest.approx(0.25 / 0.25**2 * (0.25 * 4 + 1) / 1.25)
 
 
 @pytest.mark.parametrize("prediction", ["x_1", "velocity"])
