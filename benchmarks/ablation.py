@@ -102,7 +102,10 @@ def main() -> None:
 
 
 def train_changed(usual: TrainingSettings, change: dict[str, Any], run: Path) -> None:
-    """Train with a change; a warm-up is a run of its own, whose steps are taken off."""
+    """Train with a change; a warm-up is a run of its own, whose steps are taken off.
+
+    The run after it begins anew: its own cosine and averages, and the crops of the first steps once more.
+    """
     presets, warm_up = change.get("presets"), change.get("warm_up", 0.0)
     own = {name: value for name, value in change.items() if name not in ("presets", "warm_up", "rate")}
     settings = replace(usual, **own, learning_rate=usual.learning_rate * change.get("rate", 1.0))

@@ -3,8 +3,8 @@
     python benchmarks/beside.py NAME=DIR NAME=DIR ... [--against METHOD]
 
 Each DIR is the --out of a `lfmri benchmark` on the same pairs. Prints the mean scores, those of a baseline once; then
-mean paired differences with their 95 % intervals, people drawn anew: each model at each number of Euler steps minus the
-baseline that --against names, and the first model minus each other one.
+mean paired differences: each model at each number of Euler steps minus the baseline that --against names, and the first
+model minus each other one. From five people on each has its 95 % interval, people drawn anew; fewer say too little.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from lfmri_runtime.errors import InputRefused, LfmriError
 from lfmri_runtime.evaluation import COLUMNS
 from lfmri_trainer.baselines.flow import Flow
-from lfmri_trainer.benchmark.intervals import mean_intervals
+from lfmri_trainer.benchmark.intervals import LEAST_CLUSTERS, mean_intervals
+from lfmri_trainer.subjects import person_of
 
 #: Set and method to the slices, as pair and index, and their scores, (columns, slices).
 Scores = dict[tuple[str, str], tuple[list[tuple[str, str]], NDArray[np.float64]]]
@@ -85,9 +86,13 @@ def line(set_name: str, title: str, one: Scores, method: str, other: Scores, min
     (slices, values), (same, subtracted) = one[set_name, method], other[set_name, minus]
     if slices != same:
         raise InputRefused(f"{title}: scored on other slices; expected benchmarks of the same pairs and options")
-    people = [pair.rsplit("_", 2)[0] for pair, _ in slices]
+    people = [person_of(pair.rsplit("_", 2)[0]) for pair, _ in slices]
     found = zip(COLUMNS, mean_intervals(values - subtracted, people), strict=True)
-    cells = (f"{i.mean:+.{c.decimals}f} [{i.low:+.{c.decimals}f}, {i.high:+.{c.decimals}f}]" for c, i in found)
+    cells = [
+        f"{i.mean:+.{c.decimals}f}"
+        + (f" [{i.low:+.{c.decimals}f}, {i.high:+.{c.decimals}f}]" if len(set(people)) >= LEAST_CLUSTERS else "")
+        for c, i in found
+    ]
     return f"| {set_name} | {title} | {' | '.join(cells)} |"
 
 

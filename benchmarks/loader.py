@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from lfmri_runtime.errors import LfmriError
 from lfmri_trainer.dataset import Sample
 from lfmri_trainer.module import FlowModule
 from lfmri_trainer.network.presets import PRESETS
@@ -102,4 +103,7 @@ def rate(work: Callable[[], object], samples: int, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except LfmriError as error:
+        sys.exit(f"loader.py: {error}")

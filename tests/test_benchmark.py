@@ -227,7 +227,7 @@ def test_the_tables_say_what_they_hold(made: Path, bundle: Path) -> None:
     assert "8 slice pairs from 2 scans of 1 unseen subject (s4), preset tiny (its distribution is assumed)" in scores
     assert "thick axis R, S; SNR of white matter 30.0 to 30.0" in scores
     assert re.search(r"\| IQT-RF \|.*\| [\d,]+ \| \d\.\d{3} \| 4000 patches \|", scores)
-    assert re.search(r"\d+ slice pairs of 200 asked for \(the pairs hold no more\)", section(made, "OOD: scores"))
+    assert re.search(r"\d+ slice pairs of 200 asked for \(shared out evenly, and some of the pairs hold no more\)", section(made, "OOD: scores"))
     assert "by subject" not in (made / "benchmark.md").read_text(encoding="utf-8"), "one subject a set"
     differences = section(made, "InD: paired differences")
     assert "8 slices of 2 scans of 1 subject are drawn anew as if they were independent" in differences
@@ -427,12 +427,19 @@ def test_a_subject_that_a_method_was_trained_on_is_refused(
     seen = make_bundle(training={"training_subjects": ["s1", "s5_copy-2"]})
     assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(seen)]) == 3
     assert "by-hand was trained on s5" in capsys.readouterr().err
+    judged = Calibration(steps=2, samples=8, scale=1.0, subjects=("s4_ses-1",), scans=1, voxels=100)
+    tuned = make_bundle(uncertainty=(judged,))
+    assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(tuned)]) == 3
+    assert "the uncertainty of by-hand was calibrated on s4" in capsys.readouterr().err
+    noisy = make_bundle(training={"presets": ["tiny", "tiny-ood"]})
+    assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(noisy)]) == 3
+    assert "by-hand learned from the preset tiny-ood; expected one that is new to it as OOD" in capsys.readouterr().err
     rows = read_pairs(pairs)
     folder = tmp_path / "pairs"
     shutil.copytree(pairs, folder)
     write_pairs(folder, [replace(row, split="train") if row.pair == "s4-S" else row for row in rows])
     assert run([*arguments, "--out", str(tmp_path / "b"), "--pairs", str(folder)]) == 3
-    assert "iqt-rf was trained on s4" in capsys.readouterr().err
+    assert "iqt-rf was fitted on s4" in capsys.readouterr().err
 
 
 def test_a_fitted_baseline_of_another_scale_is_refused(
@@ -478,6 +485,12 @@ def test_models_that_were_benchmarked_apart_stand_side_by_side(made: Path, tmp_p
     better.parent.mkdir()
     head, *lines = (made / "scores.csv").read_text().splitlines()
     column = head.split(",").index("psnr_db")
+    for name, intervals in (("s4_copy-{}", False), ("p{}", True)):
+        several = [re.sub(",s4-(.)", rf",{name.format(n)}_tiny-\\1_000", line) for n in range(5) for line in lines]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.csv").write_text("\n".join([head, *several]) + "\n")
+        shown = beside(f"a={tmp_path / name}", "--against", "iqt-rf").stdout
+        assert ("[" in shown) == intervals, "copies are no people"
     moved = [line.split(",") for line in lines]
     for values in moved:
         values[column] = repr(float(values[column]) + 2 * values[1].startswith("flow"))
@@ -486,13 +499,13 @@ def test_models_that_were_benchmarked_apart_stand_side_by_side(made: Path, tmp_p
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| InD |")]
     cells = {title: values for _, title, *values in rows}
     assert list(cells).count("interpolation") == 1, "both have the same"
-    assert cells["b - a, flow-5"][:2] == ["+2.00 [+2.00, +2.00]", "+0.000 [+0.000, +0.000]"]
+    assert cells["b - a, flow-5"][:2] == ["+2.00", "+0.000"]
     (mean,) = (
         float(line["mean"])
         for line in lines_of(made / "differences.csv")
         if [line[k] for k in ("set", "method", "minus", "score")] == ["InD", "flow-1", "iqt-rf", "psnr_db"]
     )
-    assert cells["a, flow-1 - iqt-rf"][0].startswith(f"{mean:+.2f} [")
+    assert cells["a, flow-1 - iqt-rf"][0] == f"{mean:+.2f}"
     assert float(cells["b, flow-1"][0]) == pytest.approx(float(cells["a, flow-1"][0]) + 2, abs=0.011)
 
 
@@ -508,6 +521,8 @@ def test_models_on_other_slices_are_not_put_side_by_side(made: Path, tmp_path: P
 def test_of_paths_only_the_last_part_is_told() -> None:
     words = ["benchmark", "--pairs", "/home/someone/a b", "--bundle=../x/y", "--steps", "1,2"]
     assert command_line(words) == "lfmri benchmark --pairs 'a b' --bundle=y --steps 1,2"
+    fit = "regression:initial=/home/someone/first,steps=20"
+    assert command_line(["benchmark", "--fit", fit]) == "lfmri benchmark --fit regression:initial=first,steps=20"
 
 
 def test_quick_needs_no_pairs_and_the_shipped_model_looks_better_than_interpolation(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_trainer.dataset import CountingSampler, CropDataset, SliceDataset
+from lfmri_trainer.simulation.pairs import low_path, read_pairs, read_volume, subject_path, write_volume
 from lfmri_trainer.train import PairsData
-from lfmri_trainer.working import WorkingPair
+from lfmri_trainer.working import WorkingPair, working_pairs
 
 from .training_fixtures import PAIRS, SIDE, parameters, tiny_settings, write_tiny_pairs
 
@@ -191,8 +192,9 @@ def test_validation_slices_are_whole_padded_and_the_same_every_time() -> None:
     first, again = (
         SliceDataset([working_pair(volume)], count=4, multiple=16, source_std=1.0, seed=6) for _ in range(2)
     )
-    assert len(first) == 2, "a stack for each plane"
-    for number, shape in enumerate([(27, 22), (27, 20)]):
+    assert len(first) == 4, "as many as were asked for"
+    assert not torch.equal(first[0]["x_1"], first[1]["x_1"]), "two places of one plane"
+    for number, shape in enumerate([(27, 22), (27, 22), (27, 22), (27, 20)]):
         sample = first[number]
         assert all(tensor.shape == (1, 32, 32) for tensor in sample.values())
         inside = sample["x_1"][0] > 0
@@ -215,6 +217,23 @@ def test_validation_slices_come_from_the_middle_of_different_pairs() -> None:
     assert levels == [0, 1, 2]
     index = (dataset[0]["x_1"].min().item() - 0.5) * 32  # the slices of the first axis, counted by their ramp
     assert 4 <= index <= 12
+
+
+def test_arrays_are_made_again_when_what_they_were_made_from_was(tmp_path: Path) -> None:
+    folder = write_tiny_pairs(tmp_path / "pairs")
+    rows = [row for row in read_pairs(folder) if row.subject == "s1"]
+    processing = PairsData(tiny_settings(folder)).processing
+    (before,) = working_pairs(folder, rows, processing)
+    y, x_1 = np.array(before.condition), np.array(before.target)
+    data, affine = read_volume(low_path(folder, rows[0]))
+    write_volume(low_path(folder, rows[0]), data[::-1].copy(), affine)
+    (scan,) = working_pairs(folder, rows, processing)
+    assert not np.array_equal(scan.condition, y)
+    assert np.array_equal(scan.target, x_1)
+    data, affine = read_volume(subject_path(folder, "s1", "brain"))
+    write_volume(subject_path(folder, "s1", "brain"), data[::-1].copy(), affine)
+    (both,) = working_pairs(folder, rows, processing)
+    assert not np.array_equal(both.target, x_1)
 
 
 def test_no_subject_of_the_other_splits_is_trained_on(pairs: Path) -> None:

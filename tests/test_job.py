@@ -4,6 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BackendMissing, InputRefused, TryAgainLater, UsageError
 from lfmri_runtime.files import sha256_file
-from lfmri_runtime.job import Outputs, check_apart, check_outputs, enhance_file
+from lfmri_runtime.job import Outputs, check_apart, check_outputs, enhance_file, write_outputs
 from lfmri_runtime.sidecar import intensity_of, read_sidecar, sidecar_path
-from lfmri_runtime.volume import read_scan
+from lfmri_runtime.volume import read_scan, write_scan
 
 from .bundles import MakeBundle
 from .heads import head, places, scan_of
@@ -65,6 +66,8 @@ def test_outputs_that_would_replace_something_are_refused(scan: Path, tmp_path: 
     refused([(scan, Outputs(out)), (tmp_path / "b.nii", Outputs(tmp_path / "out.nii"))], "out.json would replace")
     refused([(scan, Outputs(out, None, page)), (tmp_path / "b.nii", Outputs(scan))], "would replace an input")
     refused([(scan, Outputs(out))], "would replace an input", kept=[out])
+    converted = scan.with_name(scan.name.replace(".nii.gz", ".mgz"))
+    refused([(scan, Outputs(converted))], "json would replace an input")
     check_outputs([(scan, Outputs(out, tmp_path / "std.nii.gz", page))], kept=[tmp_path / "mask.nii.gz"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [scan.name], "the check leaves nothing"
 
@@ -193,7 +196,7 @@ def test_the_sidecars_scale_is_the_enhanced_scans(enhancer: Enhancer, scan: Path
     source = read_scan(scan)
     document = read_sidecar(tmp_path / "out.nii.gz")
     assert document is not None
-    intensity = intensity_of(document)
+    intensity = intensity_of(document, Path("out.json"))
     assert intensity.scale == enhancer.enhance(source.data, source.affine).scale
     assert intensity.low_field == enhancer.bundle.contract.processing.low_field
     assert intensity.high_field == enhancer.bundle.contract.processing.high_field
@@ -236,8 +239,10 @@ def test_a_sidecar_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("intensity", [None, {}, {"scale": "1"}, 3])
 def test_a_sidecar_without_its_scale_is_refused(intensity: object) -> None:
-    with pytest.raises(InputRefused, match="the sidecar's intensity"):
-        intensity_of({"intensity": intensity})
+    with pytest.raises(
+        InputRefused, match=r"out\.json: .*intensity.*; expected what `lfmri enhance` wrote: enhance again"
+    ):
+        intensity_of({"intensity": intensity}, Path("out.json"))
 
 
 def test_the_sidecar_comes_last(
@@ -250,3 +255,49 @@ def test_the_sidecar_comes_last(
     with pytest.raises(TryAgainLater):
         run(enhancer, scan, Outputs(tmp_path / "out.nii.gz"))
     assert [path.name for path in tmp_path.iterdir()] == [scan.name]
+
+
+def test_an_earlier_sidecar_does_not_speak_for_what_is_half_written(
+    enhancer: Enhancer, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = Outputs(tmp_path / "out.nii.gz", tmp_path / "std.nii.gz")
+    run(enhancer, scan, outputs, samples=2)
+    written = []
+
+    def full(path: Path, *arguments: Any) -> None:
+        if written:
+            raise TryAgainLater("disk full")
+        written.append(path)
+        write_scan(path, *arguments)
+
+    monkeypatch.setattr("lfmri_runtime.job.write_scan", full)
+    with pytest.raises(TryAgainLater):
+        run(enhancer, scan, outputs, samples=2)
+    assert not sidecar_path(outputs.scan).exists()
+
+
+def test_maps_do_not_keep_the_scans_display_window(
+    enhancer: Enhancer, make_nifti: Callable[..., Path], tmp_path: Path
+) -> None:
+    data, affine = scan_of(np.diag([1.5, 1.2, 5.0, 1.0]))
+    path = make_nifti("windowed.nii.gz", data=data, affine=affine, dtype=np.float32, cal_min=10, cal_max=800)
+    scan = read_scan(path)
+    names = [tmp_path / f"{name}.nii.gz" for name in ("out", "std", "residual")]
+    found = replace(enhancer.enhance(data, affine, samples=2), residual=data - data.mean())
+    outputs = Outputs(names[0], names[1], residual=names[2])
+    write_outputs(enhancer.bundle, scan, found, outputs, input_sha256="", read=0.0)
+    windows = [tuple(float(nib.load(path).header[key]) for key in ("cal_min", "cal_max")) for path in names]
+    assert windows == [(10, 800), (0, 0), (0, 0)]
+
+
+def test_a_mask_that_drifts_away_from_the_scan_is_refused(enhancer: Enhancer, scan: Path, tmp_path: Path) -> None:
+    image = nib.load(scan)
+    for scale, fits in ((1 + 1e-4, True), (1.005, False)):
+        path = tmp_path / "mask.nii.gz"
+        affine = image.affine @ np.diag([scale, scale, 1, 1])
+        nib.Nifti1Image((np.indices(image.shape)[0] > 3).astype(np.uint8), affine).to_filename(path)
+        if fits:
+            run(enhancer, scan, Outputs(tmp_path / "out.nii.gz"), mask=path)
+        else:
+            with pytest.raises(InputRefused, match="on a grid of its own; expected the scan's grid"):
+                run(enhancer, scan, Outputs(tmp_path / "out.nii.gz"), mask=path)

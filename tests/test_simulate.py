@@ -72,7 +72,8 @@ def test_a_run_leaves_a_table_a_scan_a_pair_and_the_subjects(finished: tuple[Pat
     out, pairs = finished
     names = [f"{subject}_siqt-k4_00{i}" for subject in ("anna", "ben") for i in range(2)]
     expected = {"pairs.csv", *(f"pairs/{name}/low.nii.gz" for name in names)}
-    expected |= {f"subjects/{name}/{kind}.nii.gz" for name in ("anna", "ben") for kind in ("brain", "head", "mask")}
+    kinds = ("brain.nii.gz", "head.nii.gz", "mask.nii.gz", "sources.json")
+    expected |= {f"subjects/{name}/{kind}" for name in ("anna", "ben") for kind in kinds}
     assert set(contents(out)) == expected
     assert [pair.pair for pair in pairs] == names
     for seed, name in enumerate(("anna", "ben")):
@@ -157,6 +158,26 @@ def test_the_same_pair_drawn_otherwise_is_refused(
     with pytest.raises(InputRefused, match="already holds anna_siqt-k4_000 drawn with other settings"):
         simulate_folder(subjects, out, replace(SETTINGS, **change))  # type: ignore[arg-type]
     assert times(out) == before
+
+
+@pytest.mark.parametrize("preset", ["siqt-k4", "siqt-k8"])
+def test_another_person_of_the_same_name_is_refused(folder: Path, tmp_path: Path, preset: str) -> None:
+    save_two(tmp_path / "others")
+    path = next((tmp_path / "others" / "anna").glob("*T1w_brain*"))
+    image = nib.Nifti1Image.from_filename(path)
+    nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine).to_filename(path)
+    before = times(folder)
+    with pytest.raises(InputRefused, match=r"subjects/anna was made from other files than .*others/anna holds"):
+        simulate_folder(tmp_path / "others", folder, replace(SETTINGS, preset=preset))
+    assert times(folder) == before
+
+
+def test_a_folder_of_before_there_were_records_is_gone_on_with(subjects: Path, folder: Path) -> None:
+    for record in folder.rglob("sources.json"):
+        record.unlink()
+    before = contents(folder)
+    simulate_folder(subjects, folder, SETTINGS)
+    assert {name: data for name, data in contents(folder).items() if not name.endswith("sources.json")} == before
 
 
 def test_a_subject_keeps_its_split_in_every_preset(subjects: Path, finished: tuple[Path, list[PairParameters]]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import lfmri_trainer.module as flow_module
 import lfmri_trainer.train as train_module
 from lfmri.commands.train import train as train_command
 from lfmri_runtime.contract import Processing, decode
@@ -28,6 +30,7 @@ from lfmri_trainer.flow import flow_matching_loss
 from lfmri_trainer.module import FlowModule, exponential_average
 from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.settings import TrainingSettings
+from lfmri_trainer.simulation.pairs import read_pairs, write_pairs
 from lfmri_trainer.train import PairsData, StepBar, train
 from lfmri_trainer.weights import Learned, learned
 
@@ -296,7 +299,7 @@ def test_a_training_step_weighs_the_loss_as_the_settings_say(
     module.network.forward = lambda x_t, y, t: x_1 + error
     zeros = torch.zeros_like(x_1)
     loss = module.training_step({"x_0": zeros, "x_1": x_1, "y": zeros, "t": torch.tensor([0.75])}, 0)
-    assert loss.item() == pytest.approx(0.25 / 0.25**2 * (0.25 * 4 + 1) / 1.25)
+    assert loss.item() == pytest.approx(0.25 / 0.25**2 * (0.25 * 4 + 1) / 2)
 
 
 @pytest.mark.parametrize("prediction", ["x_1", "velocity"])
@@ -429,6 +432,11 @@ def test_every_setting_is_an_option_of_that_name_with_that_default() -> None:
         ({"air_weight": 1.5}, "--air-weight is 1.5"),
         ({"time_weight": -0.5}, "--time-weight is -0.5; expected at least 0 and at most 4"),
         ({"time_weight": 5.0}, "--time-weight is 5;"),
+        ({"time_power": -1.0}, "--time-power is -1; expected at least 0 and at most 100"),
+        ({"voxel_size": 0.0}, "--voxel-size is 0; expected at least 0.2 and at most 10"),
+        ({"learning_rate": -1.0}, "--learning-rate is -1; expected at least 1e-09 and at most 1"),
+        ({"weight_decay": -1.0}, "--weight-decay is -1"),
+        ({"scale_jitter": math.nan}, "--scale-jitter is nan; expected at least 0 and at most 0.9"),
         ({"source_std": 0.0}, "--source-std is 0; expected above 0 and at most 10"),
     ],
 )
@@ -451,6 +459,50 @@ def test_a_run_folder_in_use_is_refused(settings: TrainingSettings, run: Path) -
 def test_nothing_to_resume_is_refused(settings: TrainingSettings, tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=r"last\.ckpt not found; expected a run that has reached"):
         train(settings, tmp_path / "run", resume=True)
+
+
+def test_a_run_does_not_go_on_with_other_pairs(
+    settings: TrainingSettings, run: Path, pairs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(pairs, tmp_path / "pairs")
+    rows = read_pairs(pairs)
+    write_pairs(tmp_path / "pairs", [row for row in rows if row.split != "test"])
+    more = replace(settings, pairs=str(tmp_path / "pairs"), max_steps=settings.max_steps + 1)
+    train(more, tmp_path / "run", resume=True)
+    before = weights_of(tmp_path / "run")
+    (row, *_) = (row for row in rows if row.split == "train")
+    write_pairs(tmp_path / "pairs", [replace(r, seed=r.seed + 1) if r == row else r for r in rows])
+    with pytest.raises(InputRefused, match=r"pairs holds other pairs than .*run learns from; expected the same pairs"):
+        train(replace(more, max_steps=more.max_steps + 1), tmp_path / "run", resume=True)
+    assert_equal(weights_of(tmp_path / "run"), before)
+
+
+def test_people_that_the_starting_weights_learned_from_are_not_held_out(
+    settings: TrainingSettings, run: Path, pairs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pairs, tmp_path / "pairs")
+    swapped = {"train": "validation", "validation": "train", "test": "test"}
+    write_pairs(tmp_path / "pairs", [replace(row, split=swapped[row.split]) for row in read_pairs(pairs)])
+    with pytest.raises(InputRefused, match=r"run learned from s1, .*which the split validation holds"):
+        train(replace(settings, pairs=str(tmp_path / "pairs"), initial=str(run)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_does_not_reach_the_weights(
+    settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([torch.tensor(1.0), torch.tensor(1.0)])
+    original = flow_module.flow_matching_loss
+
+    def run_away(network: Any, *args: Any, **options: Any) -> torch.Tensor:
+        loss = original(network, *args, **options)
+        return loss * next(losses, torch.tensor(math.nan))
+
+    monkeypatch.setattr(flow_module, "flow_matching_loss", run_away)
+    with pytest.raises(InputRefused, match="the loss is nan after 2 steps; expected a finite one: lower the rate"):
+        train(settings, tmp_path / "run")
+    assert all(np.isfinite(array).all() for array in weights_of(tmp_path / "run").values())
 
 
 def test_a_folder_without_training_pairs_is_refused(tmp_path: Path) -> None:

@@ -148,6 +148,8 @@ def test_no_two_copies_are_alike_and_a_second_run_makes_only_what_is_missing(
     assert len(set(images.values())) == 4
     vary_folder(subjects, tmp_path, copies=1, seed=4)
     kept = (tmp_path / "anna_copy-1" / "T1w.nii.gz").stat().st_mtime_ns
+    with pytest.raises(InputRefused, match=r"anna_copy-1/variation\.json was drawn with the seed 4; expected 5"):
+        vary_folder(subjects, tmp_path, copies=1, seed=5)
     (tmp_path / "ben_copy-1" / RECORD).unlink()
     (tmp_path / "ben_copy-1" / "T1w_brain.nii.gz").write_bytes(b"cut short")
     vary_folder(subjects, tmp_path, copies=1, seed=4)

@@ -28,7 +28,7 @@ from lfmri_trainer.network.unet import parameter_count
 from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
 from lfmri_trainer.train import PROCESSING
-from lfmri_trainer.weights import SUMMARY, load_weights
+from lfmri_trainer.weights import SUMMARY, Learned, learned, load_weights, refuse_learned
 from lfmri_trainer.working import WorkingPair, working_pairs
 
 PRECISIONS = ("float16", "float32")
@@ -107,7 +107,7 @@ def export(
     )
     fit = partial(
         calibrate,
-        pairs=_calibrated_pairs(folder, processing),
+        pairs=_calibrated_pairs(folder, processing, learned(run)),
         processing=processing,
         source_std=settings.source_std,
         steps=STEPS,
@@ -116,9 +116,10 @@ def export(
     return _write(out, contract, export_step(model, prediction=settings.prediction), golden, fit=fit)
 
 
-def _calibrated_pairs(folder: Path, processing: Processing) -> list[WorkingPair]:
-    """Validation pairs for the uncertainty; none where the split is empty."""
+def _calibrated_pairs(folder: Path, processing: Processing, known: Learned) -> list[WorkingPair]:
+    """Validation pairs for the uncertainty, of people that the weights did not learn from; none without that split."""
     rows = sorted((row for row in read_pairs(folder) if row.split == "validation"), key=lambda row: row.pair)
+    refuse_learned(known, (row.subject for row in rows), "the run")
     count = min(CALIBRATED_SCANS, len(rows))
     return working_pairs(folder, [rows[(2 * n + 1) * len(rows) // (2 * count)] for n in range(count)], processing)
 

@@ -14,7 +14,9 @@ from lfmri.progress import progress_bar
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of pairs; more presets may be added to it."
 )
-@click.option("--preset", required=True, help="siqt-k4, siqt-k8, siqt-k4-ood, siqt-k8-ood or ultra-low-field.")
+@click.option(
+    "--preset", required=True, help="siqt-k4, siqt-k8, siqt-k4-noisy, siqt-k4-ood, siqt-k8-ood or ultra-low-field."
+)
 @click.option("--draws", default=1, show_default=True, type=click.IntRange(min=1), help="Pairs of each subject.")
 @click.option(
     "--thick-axis",

@@ -112,7 +112,7 @@ class SliceDataset(Dataset[Sample]):
 
     Args:
         pairs: of the validation split.
-        count: number of slices.
+        count: number of slices; a pair's plane gives several, of different places, where it has to.
         multiple: sides are padded with zeros up to it.
         source_std: standard deviation of x_0.
         seed: of the noise.
@@ -125,7 +125,7 @@ class SliceDataset(Dataset[Sample]):
         self.multiple = multiple
         self.source_std = np.float32(source_std)
         self.seed = seed
-        chosen = [stacks[i] for i in np.linspace(0, len(stacks) - 1, min(count, len(stacks))).astype(int)]
+        chosen = [stacks[i] for i in np.linspace(0, len(stacks) - 1, count).astype(int)]
         self.places = [
             (condition, target, int(usable[int(len(usable) * (0.3 + 0.4 * number / max(count - 1, 1)))]))
             for number, (condition, target, usable) in enumerate(chosen)

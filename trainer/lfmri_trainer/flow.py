@@ -52,16 +52,16 @@ def flow_matching_loss(
     """E || v(x_t, y, t) - (x_1 - x_0) ||^2, a scalar; 1 - t clipped at 0.1 for an x_1 prediction.
 
     The clip applies to prediction and target alike, so that a perfect x_1 has zero loss at every t. Two weights,
-    neither of them in the paper: voxels whose x_1 holds no signal count `air_weight` times as much as those of the
-    head in the mean, and the error at a time is multiplied by (1 - t)^`time_weight`, with the same clip; 2 makes it
-    that of x_1.
+    neither of them in the paper: the error of voxels whose x_1 holds no signal is multiplied by `air_weight`, and that
+    at a time by (1 - t)^`time_weight`, with the same clip; 2 makes it that of x_1. The mean is over all voxels: so the
+    processes of a distributed run may average their gradients, whatever each one's share of air.
     """
     x_t = interpolate(x_0, x_1, t)
     output: Tensor = network(x_t, y, t)
     remainder = (1 - t).clamp(min=SMALLEST_REMAINDER)[:, None, None, None]
     error = output.float() - (x_1 - x_0) if prediction == "velocity" else (output.float() - x_1) / remainder
     weight = torch.where(x_1 > SIGNAL, 1.0, air_weight)
-    return (weight * remainder**time_weight * error.square()).sum() / weight.sum()
+    return (weight * remainder**time_weight * error.square()).mean()
 
 
 class EulerStep(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.lpips import Lpips
 from lfmri_runtime.metrics import psnr
 from lfmri_trainer.dataset import Sample
@@ -37,7 +38,7 @@ class FlowModule(pl.LightningModule):
         self._lpips = Lpips()
 
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:
-        """The flow matching loss of one batch."""
+        """The flow matching loss of one batch; InputRefused where it is not finite, before it reaches the weights."""
         s = self.settings
         loss = flow_matching_loss(
             self.network,
@@ -49,6 +50,11 @@ class FlowModule(pl.LightningModule):
             air_weight=s.air_weight,
             time_weight=s.time_weight,
         )
+        if not torch.isfinite(loss):
+            raise InputRefused(
+                f"the loss is {loss.item()} after {self.global_step} steps; expected a finite one: lower the rate, and "
+                "go on from the last checkpoint with --initial"
+            )
         self.log("train/loss", loss, prog_bar=True, on_step=True)
         return loss
 

@@ -3,7 +3,10 @@
 import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from lfmri_runtime.errors import TryAgainLater
 
 Result = TypeVar("Result")
 
@@ -17,6 +20,7 @@ def in_processes(jobs: Iterable[Callable[[], Result]], *, workers: int, ended: C
         ended: called here with each result, in the order in which the jobs end.
 
     Raises:
+        TryAgainLater: a process was killed.
         whatever a job raises; the jobs that have not begun are given up then, as they are at an interrupt.
     """
     with ProcessPoolExecutor(max_workers=workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -24,6 +28,11 @@ def in_processes(jobs: Iterable[Callable[[], Result]], *, workers: int, ended: C
         try:
             for finished in as_completed(running):
                 ended(finished.result())
+        except BrokenProcessPool:
+            raise TryAgainLater(
+                f"one of {workers} processes was killed, most often for want of memory; what was finished is kept: run "
+                "it again with fewer --workers"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -11,6 +11,18 @@ from lfmri_runtime.files import write_text
 from lfmri_trainer.network.presets import PRESETS
 
 CONFIGURATION = "config.json"
+#: Least and most of a number; what is not finite lies outside.
+RANGES = {
+    "learning_rate": (1e-9, 1.0),
+    "minimum_rate": (0.0, 1.0),
+    "weight_decay": (0.0, 1.0),
+    "ema_decay": (0.0, 1.0),
+    "gradient_clip": (1e-9, 1e9),
+    "scale_jitter": (0.0, 0.9),
+    "time_power": (0.0, 100.0),
+    "time_weight": (0.0, 4.0),
+    "voxel_size": (0.2, 10.0),
+}
 PRECISIONS = ("bf16-mixed", "32-true")
 
 
@@ -67,14 +79,17 @@ class TrainingSettings:
             if getattr(self, name) < smallest:
                 found = getattr(self, name)
                 raise UsageError(f"--{name.replace('_', '-')} is {found}; expected at least {smallest}")
+        for name, (low, high) in RANGES.items():
+            found = getattr(self, name)
+            if not low <= found <= high:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} is {found:g}; expected at least {low:g} and at most {high:g}")
         if not 0 < self.source_std <= MAX_SOURCE_STD:
             raise UsageError(f"--source-std is {self.source_std:g}; expected above 0 and at most {MAX_SOURCE_STD:g}")
         if not 0 <= self.time_zero < 1:
             raise UsageError(f"--time-zero is {self.time_zero:g}; expected at least 0 and below 1")
         if not 0 < self.air_weight <= 1:
             raise UsageError(f"--air-weight is {self.air_weight:g}; expected above 0 and at most 1")
-        if not 0 <= self.time_weight <= 4:
-            raise UsageError(f"--time-weight is {self.time_weight:g}; expected at least 0 and at most 4")
         world = self.devices * self.nodes
         if self.batch % world:
             raise UsageError(f"--batch is {self.batch} for {world} processes; expected a multiple of {world}")

@@ -8,10 +8,13 @@ RUN/summary.json       steps, pairs and last validation
 RUN/logs/              CSV and TensorBoard
 """
 
+import hashlib
+import json
 import logging
 import math
 import signal
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,7 +38,7 @@ from lfmri_trainer.module import FlowModule, exponential_average
 from lfmri_trainer.network.presets import PRESETS
 from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
-from lfmri_trainer.weights import SUMMARY, WEIGHTS, learned, load_weights
+from lfmri_trainer.weights import SUMMARY, WEIGHTS, Learned, learned, load_weights, read_summary, refuse_learned
 from lfmri_trainer.working import learn_processing, working_pairs
 
 PROCESSING = "processing.json"
@@ -47,7 +50,8 @@ def train(settings: TrainingSettings, run: Path, *, resume: bool = False) -> Non
 
     Raises:
         UsageError: settings that cannot work together, or a run folder that already holds a run.
-        InputRefused: pairs that cannot be used, or nothing to resume from.
+        InputRefused: pairs that cannot be used, people held out that the weights learned from, nothing to resume
+            from or other pairs than before, or a loss that is not finite.
     """
     settings.check()
     checkpoint = run / CHECKPOINT
@@ -64,14 +68,33 @@ def train(settings: TrainingSettings, run: Path, *, resume: bool = False) -> Non
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
         pl.seed_everything(settings.seed, verbose=False)
         module, data = FlowModule(settings), PairsData(settings)
-        if settings.initial:
+        before = _resumed(run, data) if resume else _begun(settings, data)
+        if settings.initial and not resume:
             load_weights(module.network, Path(settings.initial))
-        trainer = _trainer(settings, run, data)
+        trainer = _trainer(settings, run, data, before)
         if trainer.is_global_zero:
             run.mkdir(parents=True, exist_ok=True)
             settings.save(run)
             write_text(run / PROCESSING, render(data.processing))
         _fit(trainer, module, data, checkpoint if resume else None)
+
+
+def _begun(settings: TrainingSettings, data: "PairsData") -> Learned:
+    """What the weights that a new run starts from have learned from: none of the people that it holds out."""
+    before = learned(Path(settings.initial) if settings.initial else None)
+    refuse_learned(before, (pair.parameters.subject for pair in data.validation_pairs), settings.initial)
+    return before
+
+
+def _resumed(run: Path, data: "PairsData") -> Learned:
+    """The same, by the run's own word: what it started from may be gone. Its pairs must be what they were."""
+    summary = read_summary(run, "steps")
+    if summary.get("pairs_sha256", data.identity) != data.identity:
+        raise InputRefused(
+            f"{data.settings.pairs} holds other pairs than {run} learns from; expected the same pairs for "
+            f"training and validation: take the added ones out, or start a new run with --initial {run}"
+        )
+    return Learned(steps=summary["steps_in_all"] - summary["steps"], subjects=tuple(summary["training_subjects"]))
 
 
 def _fit(trainer: pl.Trainer, module: FlowModule, data: "PairsData", checkpoint: Path | None) -> None:
@@ -92,6 +115,9 @@ class PairsData(pl.LightningDataModule):
     Args:
         settings: of the run.
 
+    Attributes:
+        identity: SHA-256 of the draws of the training and validation pairs, and of their processing.
+
     Raises:
         InputRefused: the table or a volume cannot be used, or there is no training pair.
     """
@@ -103,7 +129,10 @@ class PairsData(pl.LightningDataModule):
         rows = read_pairs(folder)
         self.multiple = PRESETS[settings.preset].multiple
         self.processing = learn_processing(folder, rows, voxel_size=settings.voxel_size, multiple=self.multiple)
-        opened = working_pairs(folder, [row for row in rows if row.split != "test"], self.processing)
+        used = [row for row in rows if row.split != "test"]
+        described = json.dumps([asdict(row) for row in used]) + render(self.processing)
+        self.identity = hashlib.sha256(described.encode()).hexdigest()
+        opened = working_pairs(folder, used, self.processing)
         self.train_pairs = [pair for pair in opened if pair.parameters.split == "train"]
         self.validation_pairs = [pair for pair in opened if pair.parameters.split == "validation"]
 
@@ -167,11 +196,11 @@ class LastStep(Callback):
 class RunRecorder(Callback):
     """Writes the averaged weights and a summary beside every checkpoint; must stand after the averaging callback."""
 
-    def __init__(self, run: Path, settings: TrainingSettings, data: PairsData) -> None:
+    def __init__(self, run: Path, settings: TrainingSettings, data: PairsData, before: Learned) -> None:
         self.run = run
         self.settings = settings
         self.data = data
-        self.before = learned(Path(settings.initial) if settings.initial else None)
+        self.before = before
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -197,6 +226,7 @@ class RunRecorder(Callback):
             "steps_in_all": self.before.steps + steps,
             "batch": self.settings.batch,
             "crop": self.settings.crop,
+            "pairs_sha256": self.data.identity,
             "training_pairs": len(pairs),
             "training_subjects": sorted({*self.before.subjects, *(pair.parameters.subject for pair in pairs)}),
             "validation_subjects": sorted({pair.parameters.subject for pair in self.data.validation_pairs}),
@@ -258,11 +288,11 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def _trainer(settings: TrainingSettings, run: Path, data: PairsData) -> pl.Trainer:
+def _trainer(settings: TrainingSettings, run: Path, data: PairsData, before: Learned) -> pl.Trainer:
     folder, last = (run / CHECKPOINT).parent, (run / CHECKPOINT).stem
     callbacks: list[Callback] = [
         WeightAveraging(multi_avg_fn=exponential_average(settings.ema_decay)),
-        RunRecorder(run, settings, data),
+        RunRecorder(run, settings, data, before),
         LastStep(settings.max_steps),
         ModelCheckpoint(
             folder, filename=last, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False

@@ -5,15 +5,18 @@ RUN/summary.json   steps, pairs, subjects and last validation
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from lfmri_runtime.decoding import decode
-from lfmri_runtime.errors import BundleRefused
+from lfmri_runtime.errors import BundleRefused, InputRefused
 from lfmri_trainer.network.unet import UNet
+from lfmri_trainer.subjects import person_of
 
 WEIGHTS = "weights.npz"
 SUMMARY = "summary.json"
@@ -40,14 +43,39 @@ def learned(run: Path | None) -> Learned:
     """
     if run is None:
         return Learned(steps=0, subjects=())
+    summary = read_summary(run)
+    return Learned(steps=summary["steps_in_all"], subjects=tuple(summary["training_subjects"]))
+
+
+def read_summary(run: Path, *counts: str) -> dict[str, Any]:
+    """Read a run's summary: at least `steps_in_all`, `training_subjects` and the named counts.
+
+    Raises:
+        BundleRefused: the summary is missing or is none.
+    """
     try:
-        summary = json.loads((run / SUMMARY).read_text())
-        found: Learned = decode(
-            Learned, {"steps": summary["steps_in_all"], "subjects": summary["training_subjects"]}, SUMMARY
-        )
+        summary: dict[str, Any] = json.loads((run / SUMMARY).read_text())
+        for name in ("steps_in_all", *counts):
+            decode(int, summary[name], name)
+        decode(tuple[str, ...], summary["training_subjects"], "training_subjects")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleRefused(f"{run / SUMMARY}: {error}; expected a run of this version of `lfmri train`") from None
-    return found
+    return summary
+
+
+def refuse_learned(before: Learned, held_out: Iterable[str], what: str) -> None:
+    """Refuse held-out subjects that weights learned from; a person's sessions and copies are that person.
+
+    Raises:
+        InputRefused: naming them.
+    """
+    people = {person_of(subject) for subject in before.subjects}
+    seen = sorted({subject for subject in held_out if person_of(subject) in people})
+    if seen:
+        raise InputRefused(
+            f"{what} learned from {', '.join(seen)}, which the split validation holds; expected unseen people there: "
+            "simulate with other --validation-subject; other people who only bear these names need others"
+        )
 
 
 def load_weights(network: UNet, run: Path) -> None:

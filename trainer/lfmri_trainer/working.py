@@ -75,20 +75,29 @@ def working_pairs(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[WorkingPair]:
-    """Put pairs on the working grid, or open what an earlier call left there."""
+    """Put pairs on the working grid, or open what an earlier call left there, unless its source is newer."""
     place = folder / "working" / hashlib.sha256(render(processing).encode()).hexdigest()[:16]
     result = []
     for number, pair in enumerate(pairs):
         target_path = place / "target" / f"{pair.subject}-{_kind(folder, pair)}.npy"
         condition_path = place / "condition" / f"{pair.pair}.npy"
-        if not target_path.is_file():
+        kinds = {"brain", "mask", _kind(folder, pair)}
+        if not _is_newer(target_path, *(subject_path(folder, pair.subject, kind) for kind in kinds)):
             _save(target_path, _target(folder, pair, processing))
-        if not condition_path.is_file():
+        if not _is_newer(condition_path, low_path(folder, pair)):
             _save(condition_path, _condition(folder, pair, processing))
         condition, target = (np.load(path, mmap_mode="r") for path in (condition_path, target_path))
         result.append(WorkingPair(pair, condition, target))
         progress(number + 1, len(pairs))
     return result
+
+
+def _is_newer(path: Path, *sources: Path) -> bool:
+    """Whether an array is there and none of its sources was written after it; a missing source is found on reading."""
+    if not path.is_file():
+        return False
+    made = path.stat().st_mtime_ns
+    return all(source.is_file() and source.stat().st_mtime_ns <= made for source in sources)
 
 
 def _condition(folder: Path, pair: PairParameters, processing: Processing) -> NDArray[np.float32]:

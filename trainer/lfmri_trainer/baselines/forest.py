@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
@@ -82,8 +83,9 @@ class Forest(Fitted, VolumeMethod):
     def fit_patches(self, x: Float32Array, z: Float32Array, *, progress: Progress = lambda done, total: None) -> None:
         """Fit partition and leaves to patches x (n, features) and their voxels z (n, FACTOR)."""
         s = self.settings
+        jobs = torch.get_num_threads()  # one number bounds all arithmetic of a benchmark
         forest = RandomForestRegressor(
-            s.trees, max_features=1 / 3, min_samples_leaf=s.leaf, random_state=s.seed, n_jobs=-1
+            s.trees, max_features=1 / 3, min_samples_leaf=s.leaf, random_state=s.seed, n_jobs=jobs
         ).fit(x, z)
         self.trees = []
         for number, fitted in enumerate(forest.estimators_):

@@ -1,8 +1,8 @@
 """Confidence intervals of mean paired differences, by a bootstrap over what is independent.
 
-Slices of one scan resemble each other, and so do scans of one head. So not slices are drawn anew but clusters: subjects
-where there are enough of them, otherwise scans (draws of the simulator), otherwise slices. What the interval then
-covers is said by `Level.covers`.
+Slices of one scan resemble each other, and so do scans of one head. So not slices are drawn anew but clusters: people
+(with all their sessions and copies) where there are enough of them, otherwise scans (draws of the simulator), otherwise
+slices. What the interval then covers is said by `Level.covers`.
 """
 
 import math
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap, norm, t
 
 from lfmri_trainer.simulation.draws import PairParameters
+from lfmri_trainer.subjects import person_of
 
 CONFIDENCE = 0.95
 #: Fewer clusters than this say too little of how they vary. Of so many, 91 % of the intervals hold the true mean;
@@ -50,7 +51,7 @@ class Interval:
 
 def choose_level(pairs: Sequence[PairParameters], indices: Sequence[int]) -> Level:
     """Choose the clusters of slices, each given by its pair and its index within it."""
-    subjects, scans = (tuple(getattr(pair, name) for pair in pairs) for name in ("subject", "pair"))
+    subjects, scans = tuple(person_of(pair.subject) for pair in pairs), tuple(pair.pair for pair in pairs)
     slices = tuple(f"{pair.pair} {index}" for pair, index in zip(pairs, indices, strict=True))
     n, m = len(set(subjects)), len(set(scans))
     if n >= LEAST_CLUSTERS:

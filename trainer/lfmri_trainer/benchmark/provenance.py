@@ -21,8 +21,9 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def _shortened(word: str) -> str:
-    option, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return f"{option}{sign}{Path(value).name if '/' in value else value}"
+    """Each value after a comma or a sign of equality, `--fit METHOD:initial=RUN,steps=20` for example."""
+    parts = (part.rpartition("=") for part in word.split(","))
+    return ",".join(f"{option}{sign}{Path(value).name if '/' in value else value}" for option, sign, value in parts)
 
 
 def commit() -> str:

@@ -28,6 +28,7 @@ from lfmri_trainer.benchmark.tables import (
     scores_csv,
     subject_table,
 )
+from lfmri_trainer.subjects import person_of
 
 REPORT = "benchmark.md"
 PAGE = "benchmark.html"
@@ -101,8 +102,8 @@ def describe(results: SetResults) -> str:
     pairs = [scan.pair for scan in results.scans]
     count = sum(len(result.indices) for result in next(iter(results.results.values())))
     asked = results.test_set.slices
-    fewer = f" of {asked} asked for (the pairs hold no more)" if count < asked else ""
-    subjects = sorted({pair.subject for pair in pairs})
+    fewer = f" of {asked} asked for (shared out evenly, and some of the pairs hold no more)" if count < asked else ""
+    subjects = sorted({person_of(pair.subject) for pair in pairs})
     named = f" ({', '.join(subjects)})" if len(subjects) <= MOST_NAMES else ""
     axes = ", ".join(axis for axis in AXES if axis in {pair.thick_axis for pair in pairs})
     spans = [

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lfmri_runtime.bundle import Bundle
+from lfmri_runtime.contract import Contract
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.lpips import Lpips
 from lfmri_trainer.baselines import METHODS
@@ -23,6 +24,8 @@ from lfmri_trainer.subjects import person_of
 
 RESULTS = "results"
 FITTED = "fitted"
+#: The set whose preset no method may have learned from.
+OUTSIDE = "OOD"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,24 +91,32 @@ def score_methods(
 
     Raises:
         UsageError: unknown methods or settings, or an output folder that already holds a benchmark.
-        InputRefused: pairs that cannot be used, or a test subject that a method was trained on.
+        InputRefused: pairs that cannot be used, a test subject that a method was trained on, or an OOD preset that
+            the bundle was.
     """
     if not resume and (out / RESULTS).exists():
         raise UsageError(f"{out} already holds a benchmark; go on with --resume, or choose another --out")
     unknown = sorted({*settings.methods, *settings.changes} - set(METHODS))
     if unknown:
         raise UsageError(f"no method named {', '.join(unknown)}; expected some of {', '.join(METHODS)}")
+    idle = sorted(key for key in settings.changes if key not in settings.methods or not METHODS[key].fitted)
+    if idle:
+        raise UsageError(f"--fit {idle[0]} would change nothing; expected a method of --methods that is fitted")
     rows = read_pairs(pairs)
     sets = choose_sets(rows, settings.sets)
+    learnable = _without(OUTSIDE, sets, rows, bundle.contract)
     tested = {pair.subject for test_set in sets for pair in test_set.pairs}
-    _check_unseen(tested, bundle.contract.training.get("training_subjects", ()), bundle.contract.name)
+    contract = bundle.contract
+    _check_unseen(tested, contract.training.get("training_subjects", ()), f"{contract.name} was trained on")
+    calibrated = [subject for calibration in contract.uncertainty for subject in calibration.subjects]
+    _check_unseen(tested, calibrated, f"the uncertainty of {contract.name} was calibrated on")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     context = Context(
         bundle=bundle,
         steps=settings.steps,
         threads=settings.threads,
-        pairs=lambda: TrainingPairs.open(pairs, rows, bundle.contract.processing),
+        pairs=lambda: TrainingPairs.open(pairs, learnable, bundle.contract.processing),
         fitted=out / FITTED if settings.fitted is None else settings.fitted,
         changes=settings.changes,
         progress=progress,
@@ -114,7 +125,7 @@ def score_methods(
     methods = [method for key, kind in METHODS.items() if key in chosen for method in kind.prepare(context)]
     for method in methods:
         if isinstance(method, Fitted) and method.about is not None:
-            _check_unseen(tested, method.about.subjects, method.key)
+            _check_unseen(tested, method.about.subjects, f"{method.key} was fitted on")
     with progress("scoring") as scored:
         return methods, _score(pairs, out, methods, sets, bundle, settings, scored)
 
@@ -152,11 +163,29 @@ def _scan(case: Case) -> Scan:
     return Scan(pair=case.pair, identity=case.identity, picture=case.reference[len(case.reference) // 2])
 
 
-def _check_unseen(tested: set[str], trained: Sequence[str], name: str) -> None:
-    people = {person_of(subject) for subject in trained}
+def _without(
+    outside: str, sets: Sequence[TestSet], rows: Sequence[PairParameters], contract: Contract
+) -> list[PairParameters]:
+    """Leave out of distribution what is called so: no baseline is fitted on that preset, and no bundle was.
+
+    Raises:
+        InputRefused: the bundle learned from it.
+    """
+    presets = {test_set.preset for test_set in sets if test_set.name == outside}
+    known = sorted(presets & set(contract.training.get("presets", ())))
+    if known:
+        raise InputRefused(
+            f"{contract.name} learned from the preset {known[0]}; expected one that is new to it as {outside}: name "
+            "another with --ood"
+        )
+    return [row for row in rows if row.preset not in presets]
+
+
+def _check_unseen(tested: set[str], subjects: Sequence[str], said: str) -> None:
+    people = {person_of(subject) for subject in subjects}
     seen = sorted(subject for subject in tested if person_of(subject) in people)
     if seen:
         raise InputRefused(
-            f"{name} was trained on {', '.join(seen)}, which the test set holds; expected unseen subjects: simulate "
-            "with other --test-subject"
+            f"{said} {', '.join(seen)}, which the test set holds; expected unseen subjects: simulate with other "
+            "--test-subject; other people who only bear these names need others"
         )

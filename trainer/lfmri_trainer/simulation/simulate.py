@@ -21,6 +21,7 @@ from lfmri_trainer.simulation.pairs import (
 )
 from lfmri_trainer.simulation.presets import PRESETS
 from lfmri_trainer.simulation.scanner import simulate
+from lfmri_trainer.simulation.sources import check_sources, keep_sources
 from lfmri_trainer.subjects import Subject, find_subjects, open_volume, person_of
 from lfmri_trainer.tissue import load_anatomy
 
@@ -87,11 +88,13 @@ def simulate_folder(
 
     Raises:
         UsageError: an unknown preset, or a named subject that is not in the folder.
-        InputRefused: no subjects, an unusable subject, or `out` holds a pair of the same name drawn otherwise.
+        InputRefused: no subjects, an unusable subject, or `out` holds a pair of the same name drawn otherwise, or a
+            subject of the same name made from other files.
     """
     found = find_subjects(subjects)
     planned = plan(found, settings)
     out.mkdir(parents=True, exist_ok=True)
+    check_sources(out, found)
     _add_to_table(out, planned)
     missing = [pair for pair in planned if not low_path(out, pair).is_file()]
     counter = Counter(len(planned) - len(missing), len(planned), progress)
@@ -124,7 +127,7 @@ def plan(subjects: Sequence[Subject], settings: SimulationSettings) -> list[Pair
 def _splits(names: list[str], settings: SimulationSettings) -> dict[str, str]:
     """Split by person, never by session, copy or slice: named ones first, then a seeded share of the rest."""
     person = {name: person_of(name) for name in names}
-    people = list(dict.fromkeys(person.values()))
+    people = sorted(set(person.values()))
     validation, test = (_named(asked, person) for asked in (settings.validation_subjects, settings.test_subjects))
     if validation & test:
         raise UsageError(f"{', '.join(sorted(validation & test))} named for validation and for test; choose one")
@@ -178,6 +181,7 @@ def _simulate_subject(subject: Subject, pairs: list[PairParameters], out: Path) 
         path = subject_path(out, subject.name, kind)
         if volume is not None and not path.is_file():
             write_volume(path, volume, anatomy.affine)
+    keep_sources(out, subject)
     for pair in pairs:
         scan = simulate(anatomy, pair)
         write_volume(low_path(out, pair), scan.data, scan.affine)
