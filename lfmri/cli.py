@@ -74,6 +74,9 @@ def run(arguments: list[str]) -> int:
         return _complain("interrupted; no output was left half written", INTERRUPTED)
     except LfmriError as error:
         return _complain(str(error), error.exit_code)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{error.strerror or error}; free or mend it and try again", TryAgainLater.exit_code)
     except MemoryError:
         return _complain("not enough memory; close other programs or crop the scan", TryAgainLater.exit_code)
     return 0

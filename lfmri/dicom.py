@@ -7,7 +7,7 @@ import click
 
 from lfmri.progress import progress_bar
 from lfmri_runtime.enhancer import Enhancer
-from lfmri_runtime.errors import UsageError
+from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.job import Outputs
 
 #: PS3.10 7.1: four letters after a preamble of 128 bytes.
@@ -45,26 +45,40 @@ def check_dicom(jobs: list[tuple[Path, Outputs]], *, mask: Path | None, label: s
 
 
 def enhance_dicom(enhancer: Enhancer, scan: Path, outputs: Outputs, *, label: str | None, **settings: Any) -> None:
-    """Enhance every series of a folder that is to be enhanced, and say which are not and why."""
+    """Enhance every series of a folder that is to be enhanced, and say which are not and why.
+
+    Raises:
+        InputRefused: the first series that could not be read to its end, once the others are done.
+    """
     from lfmri_runtime.dicom.job import choose, enhance_series
 
     choice = choose(scan)
     for note in choice.notes:
         click.echo(f"lfmri: note: {note}", err=True)
+    refused = []
     for number, paths in enumerate(choice.series, start=1):
-        with progress_bar(f"enhancing {scan.name}, series {number} of {len(choice.series)}") as progress:
-            folder, document = enhance_series(
-                enhancer,
-                paths,
-                outputs.scan,
-                uncertainty=outputs.uncertainty,
-                progress=progress,
-                **_label(label),
-                **settings,
-            )
+        name = f"series {number} of {len(choice.series)}"
+        try:
+            with progress_bar(f"enhancing {scan.name}, {name}") as progress:
+                folder, document = enhance_series(
+                    enhancer,
+                    paths,
+                    outputs.scan,
+                    uncertainty=outputs.uncertainty,
+                    progress=progress,
+                    **_label(label),
+                    **settings,
+                )
+        except InputRefused as refusal:
+            refused.append(refusal)
+            if len(choice.series) > 1:
+                click.echo(f"lfmri: note: {name} ({len(paths)} files) was refused: {refusal}", err=True)
+            continue
         for note in document["notes"]:
             click.echo(f"lfmri: note: {note}", err=True)
         click.echo(f"wrote {folder}")
+    if refused:
+        raise refused[0]
 
 
 def _folders(outputs: Outputs) -> list[Path]:

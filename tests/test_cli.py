@@ -312,6 +312,14 @@ def test_an_output_that_replaces_something_is_refused(lfmri: Lines, bundle: Path
     assert scan.read_bytes() == before == mask.read_bytes()
 
 
+def test_a_failing_disk_is_told_in_one_line(lfmri: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device", "/data/out")
+
+    monkeypatch.setattr(cli, "main", full)
+    assert "/data/out: No space left on device; free or mend it and try again" in lfmri.refuse("doctor", code=6)
+
+
 def test_an_output_below_a_file_is_refused(lfmri: Lines, bundle: Path, scan: Path) -> None:
     assert "not writable" in lfmri.refuse("enhance", scan, "-o", scan / "out.nii.gz", "--bundle", bundle, code=6)
 
@@ -384,13 +392,24 @@ def test_scores_with_a_sidecar_use_its_scale(lfmri: Lines, trio: tuple[Path, Pat
         assert second["methods"]["enhanced"]["summary"][key]["mean"] == pytest.approx(value["mean"], abs=1e-3)
     (tmp_path / "enhanced.json").write_text("{")
     assert "enhance again" in lfmri.refuse("evaluate", enhanced, truth, code=3)
+    (tmp_path / "enhanced.json").write_text('{"Manufacturer": "of the scanner", "RepetitionTime": 2}')
+    lfmri("evaluate", enhanced, truth, "--json", tmp_path / "foreign.json")
+    (tmp_path / "enhanced.json").unlink()
+    lfmri("evaluate", enhanced, truth, "--json", tmp_path / "none.json")
+    assert (tmp_path / "foreign.json").read_text() == (tmp_path / "none.json").read_text()
 
 
 def test_a_reference_on_another_grid_is_refused(
     lfmri: Lines, trio: tuple[Path, Path, Path], make_nifti: MakeNifti
 ) -> None:
-    low, enhanced, _ = trio
+    low, enhanced, truth = trio
     assert "does not coincide with" in lfmri.refuse("evaluate", enhanced, low, code=3)
+    image = nib.load(truth)
+    for scale, code in ((1.0005, 0), (1.01, 3)):
+        drifting = make_nifti(
+            "drifting.nii.gz", data=image.get_fdata(), affine=image.affine @ np.diag([scale] * 3 + [1])
+        )
+        lfmri("evaluate", enhanced, drifting, code=code)
     data, affine = scan_of(np.eye(4), (40, 36, 37))
     affine[0, 3] += 500
     far = make_nifti("far.nii.gz", data=data, affine=affine, dtype=np.float32)

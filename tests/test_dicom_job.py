@@ -79,6 +79,23 @@ def test_a_folder_is_enhanced_and_the_rest_is_named(enhance: Lines, tmp_path: Pa
     assert not any(word in text + said + notes for word in SECRETS)
 
 
+def test_a_series_that_cannot_be_read_does_not_stop_the_others(enhance: Lines, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    cut = classic(source / "a")[5]
+    cut.write_bytes(cut.read_bytes()[:-100])
+
+    def other(ds: Dataset, k: int) -> None:
+        ds.SeriesInstanceUID = f"{SERIES}.9"
+
+    classic(source / "b", change=other)
+    said, notes = enhance(source, "-o", out, code=3)
+    assert said.startswith("wrote ")
+    assert said.count("\n") == 1
+    note, last = notes.splitlines()
+    assert note.startswith("lfmri: note: series 1 of 2 (12 files) was refused: ")
+    assert last == "lfmri: " + note.partition("refused: ")[2]
+
+
 def test_one_file_of_frames_is_a_scan(enhance: Lines, tmp_path: Path) -> None:
     path = enhanced(tmp_path / "frames")
     out = tmp_path / "out"
@@ -97,6 +114,12 @@ def test_several_scans_of_both_kinds_go_into_a_folder(enhance: Lines, tmp_path: 
     enhance(tmp_path / "in", scan, "-o", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"in", "scan.nii.gz", "scan.json"}
     assert json.loads((tmp_path / "out" / "scan.json").read_text())["grid"] == "isotropic"
+    empty = make_nifti("empty.nii.gz", data=np.zeros((12, 10, 8)))
+    said, notes = enhance(empty, scan, "-o", tmp_path / "rest", code=3)
+    assert said == f"wrote {tmp_path / 'rest' / 'scan.nii.gz'}\n"
+    assert notes.startswith("lfmri: ")
+    assert "empty.nii.gz" in notes
+    assert {path.name for path in (tmp_path / "rest").iterdir()} == {"scan.nii.gz", "scan.json"}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +127,7 @@ def test_several_scans_of_both_kinds_go_into_a_folder(enhance: Lines, tmp_path: 
     [
         (["-o", "in"], 2, "holds the originals"),
         (["-o", "out", "--uncertainty", "in", "--samples", "2"], 2, "holds the originals"),
+        (["-o", "out", "--uncertainty", "x/../out", "--samples", "2"], 2, "holds another output"),
         (["-o", "out", "--mask", "mask.nii"], 2, "--mask, --report and --residual take NIfTI"),
         (["-o", "out", "--report", "page.html"], 2, "--mask, --report and --residual take NIfTI"),
         (["-o", "out", "--label", "a\\b"], 2, "printable ASCII"),

@@ -319,6 +319,10 @@ PASSED_BY: dict[str, tuple[Change, str]] = {
     "a map": (_set(ImageType=["DERIVED", "PRIMARY", "ADC"]), "calculated"),
     "a localiser by type": (_set(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localiser"),
     "a localiser by name": (_set(SeriesDescription="3-Plane SECRET"), "a localiser"),
+    **{
+        f"a localiser called {name}": (_set(SeriesDescription=name), "a localiser")
+        for name in ("AAHead_Scout", "AAHScout", "Localizer_3plane", "T1_loc", "LOC_SAG", "Survey_32ch", "3_plane")
+    },
     "a localiser by its planes": (_at(3, ImageOrientationPatient=[1, 0, 0, 0, 0, 1]), "localiser"),
     "several echoes": (_echoes, "they differ in echo time"),
     "a small matrix": (_set(Rows=12), "too small: 12 slices of 12 pixels"),

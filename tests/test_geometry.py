@@ -177,6 +177,8 @@ def test_a_working_grid_that_is_too_large_is_refused_before_it_is_made() -> None
         WorkingGrid.of_scan((100_000, 2, 100_000), np.eye(4), voxel_size=1.0)
     with pytest.raises(InputRefused, match="crop it to the head"):
         WorkingGrid.of_scan((100, 100, 100), np.diag([1.0, 1.0, 50_000.0, 1.0]), voxel_size=0.5)
+    with pytest.raises(InputRefused, match=r"scan of 4000 x 4 x 4 voxels .* and 2048 along an axis"):
+        WorkingGrid.of_scan((4000, 4, 4), np.diag([0.05, 1.0, 1.0, 1.0]), voxel_size=1.0)
     assert WorkingGrid.of_scan((512, 512, 512), np.eye(4), voxel_size=1.0).shape == (512, 512, 512)
 
 

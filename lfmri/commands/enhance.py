@@ -6,7 +6,7 @@ import click
 
 from lfmri.options import backend_options, bundle_option
 from lfmri.progress import progress_bar
-from lfmri_runtime.errors import UsageError
+from lfmri_runtime.errors import InputRefused, UsageError
 
 
 @click.command()
@@ -100,14 +100,23 @@ def enhance(
     check_outputs([job for job in jobs if job not in dicom], kept=[] if mask is None else [mask])
     check_dicom(dicom, mask=mask, label=label)
     enhancer = Enhancer(open_bundle(bundle), backend=backend, precision=precision, require=require, threads=threads)
+    refused = []
     for scan, outputs in jobs:
-        if (scan, outputs) in dicom:
-            enhance_dicom(enhancer, scan, outputs, label=label, grid=grid or "input", **settings)
+        try:
+            if (scan, outputs) in dicom:
+                enhance_dicom(enhancer, scan, outputs, label=label, grid=grid or "input", **settings)
+                continue
+            with progress_bar(f"enhancing {scan.name}") as progress:
+                document = enhance_file(
+                    enhancer, scan, outputs, mask=mask, progress=progress, grid=grid or "isotropic", **settings
+                )
+        except InputRefused as refusal:
+            refused.append(refusal)  # the scans behind it are enhanced all the same
             continue
-        with progress_bar(f"enhancing {scan.name}") as progress:
-            document = enhance_file(
-                enhancer, scan, outputs, mask=mask, progress=progress, grid=grid or "isotropic", **settings
-            )
         for note in document["notes"]:
             click.echo(f"lfmri: note: {note}", err=True)
         click.echo(f"wrote {outputs.scan}")
+    for other in refused[1:]:
+        click.echo(f"lfmri: note: {other}", err=True)
+    if refused:
+        raise refused[0]

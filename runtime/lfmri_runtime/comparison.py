@@ -17,14 +17,14 @@ from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.geometry import voxel_sizes
 from lfmri_runtime.intensity import otsu_threshold
 from lfmri_runtime.orientation import to_ras
-from lfmri_runtime.sidecar import Intensity, intensity_of, read_sidecar
-from lfmri_runtime.volume import Scan, read_scan
+from lfmri_runtime.sidecar import Intensity, intensity_of, read_sidecar, sidecar_path
+from lfmri_runtime.volume import Scan, corner_distance, read_scan
 
 Float32Array = NDArray[np.float32]
 Affine = NDArray[np.float64]
 
-#: Voxel centres that are this close, in voxels, are the same.
-SAME_VOXEL = 0.02
+#: Voxel centres that are this close, in voxels, everywhere in a volume, are the same.
+SAME_VOXEL = 0.1
 #: Percentile of the reference that stands for 1 where no sidecar says better.
 WHITE = 99.0
 
@@ -74,7 +74,9 @@ def compare(
     """
     image, affine = _ras(read_scan(enhanced))
     document = read_sidecar(enhanced) or {}
-    intensity = intensity_of(document) if document else None
+    if "intensity" not in document:  # another program's: converters and BIDS keep a JSON file of this name too
+        document = {}
+    intensity = intensity_of(document, sidecar_path(enhanced)) if document else None
     placed = {"enhanced": _Placed(image, (0, 0, 0))}
     if scan is not None:
         placed = {"interpolation": _Placed(_interpolated(scan, affine, image.shape), (0, 0, 0)), **placed}
@@ -106,8 +108,9 @@ def _place(path: Path, affine: Affine) -> _Placed:
     volume, other = _ras(read_scan(path))
     between = np.linalg.inv(other) @ affine
     shift = np.round(between[:3, 3])
-    turned = np.abs(between[:3, :3] - np.eye(3)).max() * max(volume.shape)
-    if turned > 1 or np.abs(between[:3, 3] - shift).max() > SAME_VOXEL:
+    shifted = np.eye(4)
+    shifted[:3, 3] = shift
+    if corner_distance(between, shifted, volume.shape) > SAME_VOXEL:
         sizes, wanted = (" x ".join(f"{size:.3g}" for size in voxel_sizes(a)) for a in (other, affine))
         raise InputRefused(
             f"{path}: its grid ({sizes} mm) does not coincide with the enhanced scan's ({wanted} mm); expected the "

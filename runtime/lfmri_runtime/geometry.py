@@ -20,6 +20,8 @@ THICK_RATIO = 1.5
 EMPTY_SPECTRUM = 0.1
 #: Working grids above this many voxels are refused before memory is taken.
 MAX_WORKING_VOXELS = 512**3
+#: Voxels along one axis: the matrices that resample it have this many rows and columns.
+MAX_AXIS = 2048
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class WorkingGrid:
             voxel_size: of the working grid, mm; an axis within 0.1 % of it keeps its own spacing.
 
         Raises:
-            InputRefused: the working grid would exceed MAX_WORKING_VOXELS.
+            InputRefused: the working grid would exceed MAX_WORKING_VOXELS, or an axis MAX_AXIS.
         """
         orientation = orientation_of(affine)
         ras_affine = reorient_affine(affine, orientation, shape)
@@ -67,10 +69,11 @@ class WorkingGrid:
                 continue
             new_shape.append(int(np.floor((length - 1) * spacing[axis] / voxel_size + 1e-6)) + 1)
             new_affine[:3, axis] *= voxel_size / spacing[axis]
-        if np.prod(new_shape, dtype=np.float64) > MAX_WORKING_VOXELS:
+        if np.prod(new_shape, dtype=np.float64) > MAX_WORKING_VOXELS or max(*new_shape, *permuted) > MAX_AXIS:
+            own, working = (" x ".join(map(str, shape)) for shape in (permuted, new_shape))
             raise InputRefused(
-                f"the scan covers {' x '.join(map(str, new_shape))} voxels of {voxel_size} mm; expected at most "
-                f"{MAX_WORKING_VOXELS}: crop it to the head, or check its voxel sizes"
+                f"the scan of {own} voxels covers {working} voxels of {voxel_size} mm; expected at most "
+                f"{MAX_WORKING_VOXELS}, and {MAX_AXIS} along an axis: crop it to the head, or check its voxel sizes"
             )
         grid, scan = (tuple(int(n) for n in s) for s in (new_shape, permuted))
         return cls(new_affine, grid, ras_affine, scan, orientation)  # type: ignore[arg-type]

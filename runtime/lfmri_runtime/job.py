@@ -16,10 +16,10 @@ from lfmri_runtime.enhancer import Enhanced, Enhancer
 from lfmri_runtime.errors import InputRefused, UsageError, missing_extra
 from lfmri_runtime.files import check_writable, sha256_file, write_json
 from lfmri_runtime.sidecar import describe, sidecar_path
-from lfmri_runtime.volume import SUFFIXES, Scan, read_scan, write_scan
+from lfmri_runtime.volume import SUFFIXES, Scan, corner_distance, read_scan, without_window, write_scan
 
-#: Two affines that differ by less than this, mm, are the same grid.
-SAME_GRID_MM = 1e-2
+#: Two grids whose corners are this close, mm, are the same.
+SAME_GRID_MM = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def check_outputs(jobs: Iterable[tuple[Path, Outputs]], *, kept: Iterable[Path] 
         kept: files that are read beside the scans, a mask for example.
 
     Raises:
-        UsageError: two outputs of one name, an output that would replace an input, or an unknown image suffix.
+        UsageError: two outputs of one name, an output that would replace an input or the JSON file that a converter
+            or a BIDS study keeps beside it, or an unknown image suffix.
         BackendMissing: a page is asked for and Pillow is not installed.
         TryAgainLater: a place that cannot be written.
     """
@@ -58,7 +59,8 @@ def check_outputs(jobs: Iterable[tuple[Path, Outputs]], *, kept: Iterable[Path] 
         if not path.name.lower().endswith(SUFFIXES):
             raise UsageError(f"{path}: unknown kind of image; expected a name that ends in {', '.join(SUFFIXES)}")
     every = [*images, *(sidecar_path(outputs.scan) for _, outputs in jobs), *pages]
-    check_apart(every, inputs=[*(scan for scan, _ in jobs), *kept])
+    scans = [scan for scan, _ in jobs]
+    check_apart(every, inputs=[*scans, *map(sidecar_path, scans), *kept])
     if pages:
         _require_pillow()
     for path in every:
@@ -140,11 +142,13 @@ def write_outputs(
         TryAgainLater: an output could not be written.
     """
     started = time.perf_counter()
+    sidecar_path(outputs.scan).unlink(missing_ok=True)  # an earlier run's would lie about what is half written now
     write_scan(outputs.scan, enhanced.mean, enhanced.affine, scan)
+    unshown = without_window(scan)
     if outputs.uncertainty is not None and enhanced.std is not None:
-        write_scan(outputs.uncertainty, enhanced.std, enhanced.affine, scan)
+        write_scan(outputs.uncertainty, enhanced.std, enhanced.affine, unshown)
     if outputs.residual is not None and enhanced.residual is not None:
-        write_scan(outputs.residual, enhanced.residual, scan.affine, scan)
+        write_scan(outputs.residual, enhanced.residual, scan.affine, unshown)
     seconds = {"read": round(read, 4), "write": round(time.perf_counter() - started, 4)}
     document = {**describe(bundle, scan, enhanced, input_sha256=input_sha256, seconds=seconds), **details}
     write_json(sidecar_path(outputs.scan), document)
@@ -153,10 +157,11 @@ def write_outputs(
 
 def _read_mask(path: Path, scan: Scan) -> NDArray[np.bool_]:
     mask = read_scan(path)
-    if mask.data.shape != scan.data.shape or not np.allclose(mask.affine, scan.affine, atol=SAME_GRID_MM):
+    shape = scan.data.shape
+    if mask.data.shape != shape or corner_distance(mask.affine, scan.affine, shape) > SAME_GRID_MM:
         raise InputRefused(
             f"{path}: a mask of {mask.data.shape} voxels on a grid of its own; expected the scan's grid "
-            f"({scan.data.shape}): resample it onto the scan"
+            f"({shape}): resample it onto the scan"
         )
     inside: NDArray[np.bool_] = mask.data > 0.5
     return inside

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.bundle import Bundle
-from lfmri_runtime.contract import decode
+from lfmri_runtime.decoding import decode
 from lfmri_runtime.enhancer import Enhanced
-from lfmri_runtime.errors import BundleRefused, InputRefused
+from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
 from lfmri_runtime.machine import versions
 from lfmri_runtime.volume import SUFFIXES
@@ -122,14 +122,14 @@ def read_sidecar(scan: Path) -> dict[str, Any] | None:
     return document
 
 
-def intensity_of(document: dict[str, Any]) -> Intensity:
-    """The intensity section of a sidecar.
+def intensity_of(document: dict[str, Any], path: Path) -> Intensity:
+    """The intensity section of a sidecar, which was read from `path`.
 
     Raises:
         InputRefused: it is missing or not understood.
     """
     try:
         intensity: Intensity = decode(Intensity, document.get("intensity"), "intensity")
-    except BundleRefused as error:
-        raise InputRefused(f"the sidecar's {error}") from None
+    except ValueError as error:
+        raise InputRefused(f"{path}: {error}; expected what `lfmri enhance` wrote: enhance again") from None
     return intensity

@@ -44,14 +44,16 @@ def check_folders(source: Path, *outputs: Path, label: str = LABEL) -> None:
         label: the site's own text.
 
     Raises:
-        UsageError: an output that is the source's own folder, or a label that does not fit.
+        UsageError: an output that is the source's own folder or another output's, or a label that does not fit.
         TryAgainLater: a place that cannot be written.
     """
     check_label(label)
-    home = (source if source.is_dir() else source.parent).resolve()
+    taken = {(source if source.is_dir() else source.parent).resolve(): "the originals"}
     for output in outputs:
-        if output.resolve() == home:
-            raise UsageError(f"{output} holds the originals; expected a folder of its own for every output")
+        place = output.resolve()
+        if place in taken:
+            raise UsageError(f"{output} holds {taken[place]}; expected a folder of its own for every output")
+        taken[place] = "another output"
         check_writable(output / "enhanced.json")
 
 

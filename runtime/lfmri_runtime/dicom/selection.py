@@ -25,7 +25,10 @@ MAPS = {
 }  # fmt: skip
 #: GE's private kind of image: 0 magnitude, 1 phase, 2 real, 3 imaginary.
 GE_KIND = 0x0043102F
-_LOCALISER = re.compile(r"\b(locali[sz]ers?|loc|scouts?|survey|3[ -]?plane|planscan)\b", re.IGNORECASE)
+#: Names of scouts, and shorter words of them that stand alone; an underscore ends a word.
+_LOCALISER = re.compile(
+    r"locali[sz]er|scout|(?<![a-z0-9])(loc|survey|3[ _-]?plane|planscan)(?![a-z0-9])", re.IGNORECASE
+)
 
 
 def reason_to_pass_by(paths: Sequence[Path]) -> str | None:

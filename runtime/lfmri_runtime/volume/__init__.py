@@ -9,7 +9,7 @@ https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat.
 
 from lfmri_runtime.volume.checks import MAX_VOXELS
 from lfmri_runtime.volume.reading import read_scan
-from lfmri_runtime.volume.scan import SUFFIXES, Scan
-from lfmri_runtime.volume.writing import write_scan
+from lfmri_runtime.volume.scan import SUFFIXES, Scan, corner_distance
+from lfmri_runtime.volume.writing import without_window, write_scan
 
-__all__ = ["MAX_VOXELS", "SUFFIXES", "Scan", "read_scan", "write_scan"]
+__all__ = ["MAX_VOXELS", "SUFFIXES", "Scan", "corner_distance", "read_scan", "without_window", "write_scan"]

@@ -1,5 +1,6 @@
 """Writing a volume with another scan's header: its geometry, its type on disk, its scaling."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,6 +68,14 @@ def write_scan(path: Path, data: NDArray[Any], affine: NDArray[Any], like: Scan)
         stream.write(head)
         _write_voxels(stream, data, header.get_data_dtype(), slope, inter)
         stream.write(foot)
+
+
+def without_window(like: Scan) -> Scan:
+    """The scan with no display window in its header: what a map of other values is written like."""
+    header = like.header.copy()
+    if is_nifti(header):
+        header["cal_min"] = header["cal_max"] = 0  # "not set"
+    return replace(like, header=header)
 
 
 def _header_like(suffix: str, shape: tuple[int, ...], affine: NDArray[np.float64], like: Scan) -> Any:
