@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lfmri.cli import run
 from lfmri_runtime.console import disk, service
 from lfmri_runtime.console.configuration import read_settings, settings_from
 from lfmri_runtime.console.health import HealthServer
@@ -88,6 +89,11 @@ def test_what_a_configuration_leaves_out_has_its_default(tmp_path: Path) -> None
         ('[mrd]\nport = 1\naddress = "scanner"', "beyond_loopback"),
         ("[dicom]\nport = 1", "dicom.spool is empty"),
         ('[dicom]\nkey = "k"', "belong together"),
+        ("[model]\nsamples = 0", "model.samples is 0; expected 1 to 1000"),
+        ("[model]\nsteps = -3", "model.steps is -3; expected 0 to 1000"),
+        ("[model]\nsteps = 5000", "model.steps is 5000"),
+        ("[model]\nseed = -1", "model.seed is -1; expected 0 to 4294967295"),
+        ("[model]\nseed = 4294967296", "model.seed is 4294967296"),
         ("[mrd]\ntimeout_seconds = 0", "mrd.timeout_seconds is 0"),
         ("[folder]\npoll_seconds = nan", "finite"),
         ('[folder]\nlayout = "deep"', "expected one of plain, bids"),
@@ -101,13 +107,32 @@ def test_what_a_configuration_leaves_out_has_its_default(tmp_path: Path) -> None
 )
 def test_a_configuration_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UsageError, match=r"lfmri.toml|expected") as caught:
-        read_settings(write(tmp_path, text))
+        read_settings(write(tmp_path, text)).check()
     assert said in str(caught.value)
 
 
 def test_a_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_settings(tmp_path / "none.toml")
+
+
+def test_the_options_of_a_command_mend_its_configuration(
+    tmp_path: Path, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dicom = '[dicom]\nport = 11112\naddress = "0.0.0.0"\n[mrd]\nport = 9002\naddress = "scanner"\n'
+    model = f'[model]\nbackend = "onnxruntime"\nbundle = "{make_bundle()}"\n'
+    serve = ["serve", "--config", str(write(tmp_path, dicom + model))]
+
+    def said(*options: str) -> str:
+        assert run([*serve, *options]) == UsageError.exit_code
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "mrd.address" in said()
+    assert "dicom.address" in said("--mrd", "127.0.0.1:9002")
+    assert "dicom.spool is empty" in said("--beyond-loopback")
+    assert "dicom.destinations is empty" in said("--beyond-loopback", "--spool", str(tmp_path / "spool"))
+    assert "expected ADDRESS:PORT" in said("--mrd", "127.0.0.1:²")
+    assert run(["watch", "--once", *serve[1:]]) == UsageError.exit_code
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
@@ -144,6 +169,28 @@ def test_an_audit_log_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         AuditLog(tmp_path)
     with pytest.raises(TryAgainLater, match="No space left"):
         AuditLog(Path("/dev/full")).record("e", {})
+
+
+def fill(log: AuditLog) -> Callable[[], None]:
+    """Let a log's disk be full; returns what frees some space."""
+    kept, log._file = log._file, os.open("/dev/full", os.O_WRONLY)
+
+    def free() -> None:
+        os.close(log._file)
+        log._file = kept
+
+    return free
+
+
+def test_what_one_sink_cannot_take_the_others_have(tmp_path: Path, recorder: Recorder) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    journal = Journal([log, recorder])
+    free = fill(log)
+    with pytest.raises(TryAgainLater, match="No space left"):
+        journal.record("failed", reason="x")
+    journal.tell("delayed", reason="x")
+    assert [event for event, _ in recorder.events] == ["failed", "delayed"]
+    free()
 
 
 def test_events_become_metrics() -> None:
@@ -279,6 +326,15 @@ def test_a_closed_station_takes_nothing(station: Station) -> None:
         station.enhance(data, affine, surface="mrd", source="", options=EnhanceOptions())
 
 
+def test_an_error_of_the_network_is_no_end_of_the_service(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the inference failed")
+
+    monkeypatch.setattr(station.enhancer, "enhance", fails)
+    with pytest.raises(RuntimeError, match="the inference failed"):
+        station.enhance(np.zeros((8, 8, 8), np.float32), np.eye(4), surface="mrd", source="", options=EnhanceOptions())
+
+
 def test_the_watermark_says_how_much_is_missing(tmp_path: Path) -> None:
     assert disk.shortage(tmp_path, 0) is None
     assert "expected at least 1099511627776" in str(disk.shortage(tmp_path, 1 << 40))
@@ -371,6 +427,45 @@ def test_a_service_whose_surface_dies_ends_with_the_reason(
     with pytest.raises(TryAgainLater, match="gate: the listener died"):
         serving(make_bundle).run([gate])
     assert gate.calls == ["start", "stop"]
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_service_whose_device_failed_ends_with_the_reason(
+    tmp_path: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = serving(make_bundle)
+    assert running.not_live() is None
+    monkeypatch.setattr(type(running.station.enhancer.step), "broken", True)
+    assert "the back end onnxruntime has failed" in str(running.not_live())
+    with pytest.raises(TryAgainLater, match=r"has failed on its device; stopped: start the service again"):
+        running.run([Gate(tmp_path)])
+
+
+@pytest.mark.usefixtures("signals")
+def test_an_audit_log_that_cannot_be_written_makes_a_service_not_ready_and_does_not_end_it(
+    tmp_path: Path, make_bundle: MakeBundle
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    running = serving(make_bundle, audit={"path": str(path)})
+    running._stopping.set()
+    log = running._audit
+    assert log is not None
+
+    class Filling(Gate):
+        def stop(self) -> None:
+            self.free = fill(log)
+
+    gate = Filling(tmp_path)
+    running.run([gate])  # as at a signal
+    running._why_not_ready = None
+    for _ in range(2):
+        assert "No space left on device; expected an audit log" in str(running.not_ready())
+    assert running.not_live() is None
+    gate.free()
+    assert running.not_ready() is None
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [event["event"] for event in events] == ["ready", "resumed"]
+    assert "No space left" in events[1]["reason"]
 
 
 def test_a_full_disk_makes_a_service_not_ready_but_alive(tmp_path: Path, make_bundle: MakeBundle) -> None:

@@ -285,10 +285,72 @@ def test_a_series_that_takes_processes_down_is_given_up(tmp_path: Path, make: Ma
     time.sleep(1e-3)
     bench.spool.claim(key(SERIES))
     for _ in range(MOST_INTERRUPTIONS):
+        bench.spool.mark(bench.spool.working()[0])  # and killed in the midst of it
         bench = make(port)
     bench.work()
     assert bench.state("failed") == [key(SERIES)]
     assert "processes ended" in bench.events.of("failed")[0]["reason"]
+
+
+def test_what_ends_otherwise_counts_against_no_series(
+    tmp_path: Path, make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        (marks,) = bench.spool.working()[0].glob("interruptions")
+        assert marks.stat().st_size == 1
+        raise TryAgainLater("disk full")
+
+    port = free_port()
+    bench = make(port)
+    bench.receive(slices(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("lfmri_runtime.dicomnode.working.read_series", full)
+        for _ in range(MOST_INTERRUPTIONS + 1):
+            with pytest.raises(TryAgainLater):
+                bench.work()
+            bench = make(port)  # whose port is taken, and which ends at once
+    bench.work()
+    assert bench.state("failed") == []
+    assert len(bench.state("outbox")) == 1
+
+
+def test_a_series_on_which_the_device_fails_again_and_again_is_given_up(
+    tmp_path: Path, make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise TryAgainLater("the GPU failed")
+
+    port = free_port()
+    bench = make(port)
+    bench.receive(slices(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Station, "enhance", fails)
+        patch.setattr(Station, "trouble", lambda station: "failed on its device")
+        for _ in range(MOST_INTERRUPTIONS):
+            with pytest.raises(TryAgainLater):
+                bench.work()
+            bench = make(port)
+    bench.work()
+    assert bench.state("failed") == [key(SERIES)]
+
+
+def test_room_is_made_though_the_full_disk_ends_every_round(
+    tmp_path: Path, make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise TryAgainLater("disk full")
+
+    bench = make(free_port())
+    bench.receive(slices(tmp_path, 1, Modality="CT"), "old")
+    bench.work()
+    assert bench.state("passed-by") == [key("old")]
+    bench.receive(slices(tmp_path, 2))
+    bench.worker._expired = -1e9
+    monkeypatch.setattr(spools, "shortage", lambda *_: "short")
+    monkeypatch.setattr("lfmri_runtime.dicomnode.working.read_series", full)
+    with pytest.raises(TryAgainLater):
+        bench.work()
+    assert bench.state("passed-by") == []
 
 
 def test_what_rests_is_removed_after_a_day_or_when_the_disk_is_short(
@@ -320,7 +382,7 @@ def test_a_spool_has_one_node(tmp_path: Path, make: MakeBench) -> None:
 
 def test_what_is_refused_waits_and_is_given_up_while_the_rest_goes_on(tmp_path: Path, make: MakeBench) -> None:
     refused: set[str] = set()
-    with Archive(status=lambda uid: 0xB000 if uid in refused else 0x0000) as archive:
+    with Archive(status=lambda uid: 0xC000 if uid in refused else 0x0000) as archive:
         bench = make(archive.port, retries=2)
         for number in (1, 2):
             bench.receive(slices(tmp_path, number), f"{number}")
@@ -334,10 +396,82 @@ def test_what_is_refused_waits_and_is_given_up_while_the_rest_goes_on(tmp_path: 
         bench.send(rounds=2)
         assert bench.state("outbox") == []
         (job,) = (bench.spool.root / "quarantine" / bench.names[0]).iterdir()
-        assert sorted(path.name for path in job.iterdir()) == ["00002.dcm", "reason.txt"]
-        assert (job / "reason.txt").read_text() == "answered B000, 3 times; expected 0000\n"
+        assert sorted(path.name for path in job.iterdir()) == ["00002.dcm", "job.json", "reason.txt"]
+        assert (job / "reason.txt").read_text() == "answered C000, 3 times; expected 0000\n"
         assert len(bench.events.of("failed")) == 1
         assert len(set(archive.uids())) == 7
+        assert [fields["instances"] for fields in bench.events.of("sent")] == [4, 3]
+        # Put back as the documentation says.
+        refused.clear()
+        place = bench.spool.root / "outbox" / job.name / "to"
+        place.mkdir(parents=True)
+        job.rename(place / bench.names[0])
+        bench.send()
+        assert len(set(archive.uids())) == 8
+        assert bench.state("outbox") == []
+        assert len(list((bench.spool.root / "done" / key("1")).glob("*.dcm"))) == 4
+        said = bench.events.of("sent")[-1]
+        assert (said["source"], said["instances"]) == (f"{SERIES}.1", 1)
+
+
+def test_nothing_is_said_to_be_sent_when_all_is_refused(tmp_path: Path, make: MakeBench) -> None:
+    with Archive(status=lambda uid: 0xC000) as archive:
+        bench = make(archive.port, retries=0)
+        bench.receive(slices(tmp_path))
+        bench.work()
+        bench.send()
+        assert bench.state("outbox") == []
+        assert len(bench.events.of("failed")) == 4
+        assert bench.events.of("sent") == []
+
+
+def test_what_was_sent_is_counted_across_a_restart(tmp_path: Path, make: MakeBench) -> None:
+    with Archive() as archive:
+        bench = make(archive.port)
+        bench.receive(slices(tmp_path))
+        bench.work()
+        bench.spool.sent(bench.spool.waiting(bench.names[0])[0], "B007")
+        bench = make(archive.port)
+        bench.send()
+        (said,) = bench.events.of("sent")
+        assert (said["instances"], said["warnings"]) == (4, ["B007"])
+
+
+@pytest.mark.parametrize("warning", [0xB000, 0xB006, 0xB007])
+def test_a_warning_means_stored(tmp_path: Path, make: MakeBench, warning: int) -> None:
+    statuses = iter([warning])
+    with Archive(status=lambda uid: next(statuses, 0x0000)) as archive:
+        bench = make(archive.port, retries=0)
+        bench.receive(slices(tmp_path))
+        bench.work()
+        bench.send()
+        assert bench.state("quarantine") == bench.state("outbox") == []
+        (said,) = bench.events.of("sent")
+        assert (said["instances"], said["warnings"]) == (4, [f"{warning:04X}"])
+
+
+def test_a_destination_without_room_is_waited_for(tmp_path: Path, make: MakeBench) -> None:
+    statuses = [0x0000, 0xA700]
+    asked: list[str] = []
+
+    def status(uid: str) -> int:
+        asked.append(uid)
+        return statuses[min(len(asked), len(statuses)) - 1]
+
+    with Archive(status=status) as archive:
+        bench = make(archive.port, retries=0)
+        bench.receive(slices(tmp_path))
+        bench.work()
+        waiting = bench.spool.waiting(bench.names[0])
+        bench.send(rounds=3)
+        assert len(asked) == 4  # nothing after the first object that has no room
+        assert bench.spool.waiting(bench.names[0]) == waiting[1:]
+        assert bench.senders[0]._outage.count == 3
+        assert [fields["reason"] for fields in bench.events.of("delayed")] == ["answered A700: it has no room"]
+        statuses[1] = 0x0000
+        bench.send()
+        assert bench.events.of("sent")[0]["instances"] == 4
+        assert bench.senders[0]._outage.count == 0
 
 
 def test_a_destination_that_is_down_costs_no_retries_and_gets_all_in_order(tmp_path: Path, make: MakeBench) -> None:
@@ -405,6 +539,25 @@ def test_a_thread_that_dies_says_so_and_what_passes_is_tried_again(monkeypatch: 
     loop.start()
     assert wait_until(loop.trouble, "trouble") == "the thread worker has died (ValueError)"
     assert [fields["reason"] for fields in events.of("delayed")] == ["full"]
+
+
+def test_a_delay_that_the_audit_log_cannot_hold_stops_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def record(self, event: str, fields: dict[str, Any]) -> None:
+            raise TryAgainLater("No space left on device")
+
+    def round_() -> None:
+        rounds.append(1)
+        raise TryAgainLater("full")
+
+    monkeypatch.setattr("lfmri_runtime.dicomnode.loop.PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("threading.excepthook", lambda arguments: None)
+    rounds: list[int] = []
+    loop = Loop("worker", round_, Journal([Full()]), pause=0.0)
+    loop.start()
+    wait_until(lambda: len(rounds) > 2 or loop.trouble(), "third round")
+    assert loop.trouble() is None
+    loop.stop()
 
 
 @pytest.mark.parametrize(

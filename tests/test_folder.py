@@ -382,6 +382,48 @@ def test_a_machine_that_cannot_finish_keeps_the_scan_for_later(
     assert tree(folders.output) == {"DOE.nii.gz", "DOE.json", "DOE.result.json"}
 
 
+@pytest.mark.parametrize("name", ["done", "failed"])
+def test_folders_of_originals_may_be_cleared_away(folders: Folders, scan: Path, recorder: Recorder, name: str) -> None:
+    folders.look(1)
+    (folders.input / name).rmdir()
+    folders.drop(scan) if name == "done" else (folders.input / "scan.nii.gz").write_bytes(b"no image")
+    assert len(folders.look(3)) == 1
+    assert f"{name}/scan.nii.gz" in tree(folders.input)
+    assert len([event for event in recorder.names() if event in ("sent", "failed")]) == 1
+
+
+def test_only_a_claim_that_is_gone_is_passed_over(
+    folders: Folders, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(claim: Path) -> None:
+        claim.unlink()
+        raise FileNotFoundError
+
+    def missing(claim: Path) -> None:
+        raise FileNotFoundError
+
+    for number, finish in enumerate((taken, missing)):
+        folders.drop(scan, f"{number}.nii.gz")
+        monkeypatch.setattr(folders.spool, "finish", finish)
+        if finish is missing:
+            with pytest.raises(FileNotFoundError):
+                folders.look()
+        else:
+            assert folders.look() == []
+
+
+def test_a_reason_that_cannot_be_written_names_no_file(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise TryAgainLater(f"{path}: disk full")
+
+    (folders.input / "DOE.nii").write_bytes(b"no image")
+    monkeypatch.setattr("lfmri_runtime.folder.spool.write_text", full)
+    with pytest.raises(TryAgainLater, match=r"failed cannot be written") as caught:
+        folders.look()
+    assert "DOE" not in str(caught.value)
+    assert tree(folders.input) == {"DOE.nii"}
+
+
 def test_a_link_in_the_output_folder_is_not_followed(folders: Folders, scan: Path, tmp_path: Path) -> None:
     dicoms.classic(folders.input / "series")
     folders.drop(scan)
@@ -606,6 +648,31 @@ def test_a_disk_that_is_short_is_said_once(
     wait_for(lambda: "sent" in recorder.names())
     surface.stop()
     assert recorder.names() == ["delayed", "received", "enhanced", "sent"]
+
+
+def test_a_delay_that_the_audit_log_cannot_hold_ends_nothing(
+    folders: Folders, station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(Recorder):
+        def record(self, event: str, fields: dict[str, Any]) -> None:
+            super().record(event, fields)
+            raise TryAgainLater("No space left on device")
+
+    def delays(watcher: Watcher, stopping: Callable[[], bool]) -> None:
+        looks.append(1)
+        raise TryAgainLater("disk full")
+
+    looks: list[int] = []
+    full = Full()
+    station.journal = Journal([full])
+    monkeypatch.setattr(Watcher, "look", delays)
+    folders.spool.close()
+    surface = FolderSurface(folders.settings, station)
+    surface.start()
+    wait_for(lambda: len(looks) > 2 or surface.trouble())
+    surface.stop()
+    assert surface.trouble() is None
+    assert full.names() == ["delayed"]
 
 
 def test_a_folder_without_an_output_is_refused(folders: Folders, station: Station) -> None:

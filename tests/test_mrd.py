@@ -3,11 +3,13 @@
 import ctypes
 import json
 import re
+import socket
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ismrmrd
@@ -19,6 +21,7 @@ from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ModelSettings, MrdSettings, OutputSettings
 from lfmri_runtime.console.station import Station
 from lfmri_runtime.enhancer import Enhancer
+from lfmri_runtime.errors import TryAgainLater
 from lfmri_runtime.mrd import image as mrd_image
 from lfmri_runtime.mrd.parameters import Parameters
 from lfmri_runtime.mrd.server import MrdServer
@@ -432,6 +435,20 @@ def test_ten_clients_at_once_get_their_own(address: tuple[str, int], enhancer: E
 
 
 OPENRECON = Path(__file__).parents[1] / "deploy" / "openrecon"
+
+
+def test_a_client_is_turned_away_though_the_audit_log_cannot_be_written() -> None:
+    class Full:
+        def record(self, event: str, fields: dict[str, Any]) -> None:
+            raise TryAgainLater("No space left on device")
+
+    station: Any = SimpleNamespace(journal=Journal([Full()]))
+    server = MrdServer(MrdSettings(), OutputSettings(), station)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        server._turn_away(ours)
+        assert b"connected already" in theirs.recv(4096)
+    server._turned_away.pop().close()
 
 
 def test_openrecon_label_names_what_the_server_takes() -> None:

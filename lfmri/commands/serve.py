@@ -18,7 +18,7 @@ def endpoint(context: click.Context, parameter: click.Parameter, value: str | No
     if value is None:
         return None
     address, _, port = value.rpartition(":")
-    if not address or not port.isdigit():
+    if not address or not (port.isascii() and port.isdigit()):
         raise click.BadParameter(f"{value!r} is no endpoint; expected ADDRESS:PORT, for example 127.0.0.1:9002")
     return address.removeprefix("[").removesuffix("]"), int(port)
 

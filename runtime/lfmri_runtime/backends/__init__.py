@@ -43,6 +43,11 @@ class Step(Protocol):
     precision: str
     seconds: float
 
+    @property
+    def broken(self) -> bool:
+        """Whether the device failed so that nothing runs any more until a new process opens it."""
+        return False
+
     def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
         """x_t + dt * v(x_t, y, t), all (batch, 1, h, w)."""
         ...

@@ -19,10 +19,10 @@ MAX_BYTES = 1 << 20
 
 
 def read_settings(path: Path) -> ConsoleSettings:
-    """Read and check a configuration file; what it leaves out has its default.
+    """Read a configuration file; what it leaves out has its default. Not checked yet, as with `settings_from`.
 
     Raises:
-        UsageError: unreadable, not TOML, an unknown key, a wrong type, or settings that cannot be.
+        UsageError: unreadable, not TOML, an unknown key or a wrong type.
     """
     try:
         with path.open("rb") as stream:
@@ -32,9 +32,7 @@ def read_settings(path: Path) -> ConsoleSettings:
         raise UsageError(f"{path}: {error.strerror}; expected a configuration in TOML") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML ({error}); expected tables such as [model]") from None
-    settings = settings_from(document, where=str(path))
-    settings.check()
-    return settings
+    return settings_from(document, where=str(path))
 
 
 def settings_from(document: dict[str, Any], *, where: str) -> ConsoleSettings:

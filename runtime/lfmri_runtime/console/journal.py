@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,19 +34,30 @@ class Journal:
         self._sinks = tuple(sinks)
 
     def record(self, event: str, **fields: Any) -> None:
-        """Record one event.
+        """Record one event; where one sink cannot take it, the others have it all the same.
 
         Args:
             event: what happened, one word: received, enhanced, passed-by, refused, failed, delayed, queued,
-                sent, ready, stopped.
+                sent, ready, resumed, stopped.
             **fields: plain values; `surface` (folder, mrd, dicom), `source` (the input's sha256 or series UID),
                 `reason`, and `seconds` (a number for each stage) mean the same in every event.
 
         Raises:
             TryAgainLater: the audit log cannot be written.
         """
+        failed: TryAgainLater | None = None
         for sink in self._sinks:
-            sink.record(event, fields)
+            try:
+                sink.record(event, fields)
+            except TryAgainLater as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Record an event of the service itself, on which no scan hangs; what cannot be written stops nothing."""
+        with suppress(TryAgainLater):
+            self.record(event, **fields)
 
 
 class AuditLog:
@@ -58,11 +70,24 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._trouble: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         except OSError as error:
             raise self._unwritable(error) from None
+
+    def trouble(self) -> str | None:
+        """Why the log cannot be written; None while it can.
+
+        After a failure a line is tried at every question: a service that says why it should get no scans would
+        otherwise never find out that it can write again.
+        """
+        missed = self._trouble
+        if missed is not None:
+            with suppress(TryAgainLater):
+                self.record("resumed", {"reason": f"lines before this one are missing: {missed}"})
+        return self._trouble
 
     def record(self, event: str, fields: dict[str, Any]) -> None:
         """Append one line."""
@@ -74,7 +99,10 @@ class AuditLog:
                     content = content[os.write(self._file, content) :]
                 os.fsync(self._file)
             except OSError as error:
-                raise self._unwritable(error) from None
+                unwritable = self._unwritable(error)
+                self._trouble = str(unwritable)
+                raise unwritable from None
+            self._trouble = None
 
     def _unwritable(self, error: OSError) -> TryAgainLater:
         return TryAgainLater(f"{self._path}: {error.strerror}; expected an audit log that can be appended to")

@@ -60,8 +60,8 @@ class Service:
     def __init__(self, settings: ConsoleSettings, *, sinks: Sequence[Sink] = ()) -> None:
         self.settings = settings
         metrics = Metrics() if settings.health.port else None
-        audit = AuditLog(Path(settings.audit.path)) if settings.audit.path else None
-        self.journal = Journal([*(sink for sink in (audit, metrics) if sink is not None), *sinks])
+        self._audit = AuditLog(Path(settings.audit.path)) if settings.audit.path else None
+        self.journal = Journal([*(sink for sink in (self._audit, metrics) if sink is not None), *sinks])
         self.station = Station(settings.model, self.journal)
         self.surfaces: Sequence[Surface] = ()
         self._why_not_ready: str | None = "the model is being loaded"
@@ -80,7 +80,7 @@ class Service:
     def not_live(self) -> str | None:
         """Why the process should be restarted; None while it works."""
         troubles = (f"{surface.name}: {trouble}" for surface in self.surfaces if (trouble := surface.trouble()))
-        return next(troubles, None)
+        return self.station.trouble() or next(troubles, None)
 
     def not_ready(self) -> str | None:
         """Why nothing should be sent now; None when everything is in order."""
@@ -88,15 +88,16 @@ class Service:
             return self._why_not_ready
         folders = (folder for surface in self.surfaces for folder in surface.folders)
         short = (shortage(folder, self.settings.disk.least_free_mib) for folder in folders)
-        return self.not_live() or next(filter(None, short), None)
+        unwritten = None if self._audit is None else self._audit.trouble()
+        return self.not_live() or unwritten or next(filter(None, short), None)
 
     def run(self, surfaces: Sequence[Surface]) -> None:
-        """Serve until SIGTERM or SIGINT, or until a surface dies; call it from the main thread.
+        """Serve until SIGTERM or SIGINT, or until a surface or the device fails; call it from the main thread.
 
         The model is warm before anything is accepted: who can connect can rely on it.
 
         Raises:
-            TryAgainLater: a surface died; whoever supervises the process starts it again.
+            TryAgainLater: a surface died or the device failed; whoever supervises the process starts it again.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -125,7 +126,7 @@ class Service:
             surface.stop()
         self.station.close()
         seconds = {"stop": round(time.perf_counter() - started, 4)}
-        self.journal.record("stopped", reason=reason, seconds=seconds)
+        self.journal.tell("stopped", reason=reason, seconds=seconds)
         if self._health is not None:
             self._health.close()
 

@@ -6,7 +6,7 @@ An address is loopback unless [network] beyond_loopback says otherwise.
 import ipaddress
 from dataclasses import dataclass, field
 
-from lfmri_runtime.enhancer import GRIDS
+from lfmri_runtime.enhancer import GRIDS, MAX_STEPS, SEEDS
 from lfmri_runtime.errors import UsageError
 
 #: Text that every derived series carries unless the site words its own.
@@ -227,6 +227,10 @@ class ConsoleSettings:
         for name, value in positive.items():
             if value <= 0:
                 raise UsageError(f"{name} is {value}; expected more than 0")
+        ranges = {"steps": (0, MAX_STEPS), "samples": (1, MAX_STEPS), "seed": (0, SEEDS - 1)}
+        for name, (least, most) in ranges.items():
+            if not least <= getattr(self.model, name) <= most:
+                raise UsageError(f"model.{name} is {getattr(self.model, name)}; expected {least} to {most}")
         if self.folder.layout not in LAYOUTS:
             raise UsageError(f"folder.layout is {self.folder.layout!r}; expected one of {', '.join(LAYOUTS)}")
         if self.folder.grid not in GRIDS:

@@ -72,6 +72,11 @@ class Station:
         side = max(self.settings.warm_side // multiple, 1) * multiple
         self._device.submit(self.enhancer.step.warmup, (self.enhancer.batch, 1, side, side)).result()
 
+    def trouble(self) -> str | None:
+        """Why the process should be restarted; None while the device works."""
+        step = self.enhancer.step
+        return f"the back end {step.name} has failed on its device" if step.broken else None
+
     def enhance(
         self,
         data: Float32Array,
@@ -92,7 +97,7 @@ class Station:
 
         Raises:
             LfmriError: as `Enhancer.enhance` raises it.
-            TryAgainLater: too many scans wait, or the service is stopping.
+            TryAgainLater: too many scans wait, the service is stopping, or the device failed.
         """
         if not self._places.acquire(blocking=False):
             raise TryAgainLater(f"{MOST_WAITING} scans wait for the device already; send this one again later")
@@ -100,9 +105,10 @@ class Station:
             chosen = self._resolved(options)
             asked = time.perf_counter()
             try:
-                return self._device.submit(self._run, data, affine, asked, surface, source, chosen).result()
+                running = self._device.submit(self._run, data, affine, asked, surface, source, chosen)
             except RuntimeError:  # the executor's word for having been shut down
                 raise TryAgainLater("the service is stopping; send this scan again later") from None
+            return running.result()
         finally:
             self._places.release()
 

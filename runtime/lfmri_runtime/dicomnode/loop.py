@@ -61,7 +61,7 @@ class Loop:
                 pause = PAUSE_SECONDS
                 if str(error) != told:
                     told = str(error)
-                    self._journal.record("delayed", surface="dicom", reason=told)
+                    self._journal.tell("delayed", surface="dicom", reason=told)
             except Exception as error:
                 self._reason = type(error).__name__
                 raise

@@ -1,4 +1,4 @@
-"""C-STORE out: what an outbox holds leaves in order, and counts as sent at status 0000 alone."""
+"""C-STORE out: what an outbox holds leaves in order, and counts as sent when the answer says that it is stored."""
 
 import hashlib
 import re
@@ -26,6 +26,11 @@ from lfmri_runtime.dicomnode.spool import Spool
 
 #: What we derive; each is offered in both encodings, so that the destination takes the one that it has.
 CLASSES = (MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
+#: Statuses of C-STORE, PS3.4 B.2.3: success, and the warnings, with which an object is stored all the same.
+SUCCESS = "0000"
+STORED = (SUCCESS, "B000", "B006", "B007")
+#: How the statuses of a destination without room begin; nothing is wrong with the object.
+OUT_OF_RESOURCES = "A7"
 #: Waits double up to this.
 LONGEST_WAIT_SECONDS = 300.0
 
@@ -58,8 +63,9 @@ class Refusals:
 class Sender:
     """Empties one destination's part of the outbox.
 
-    A destination that cannot be reached is waited for, however long: nothing is wrong with what waits for it. Only
-    what it answers about an object, or breaking off while it gets one, counts against that object; the others go on.
+    A destination that cannot be reached or has no room is waited for, however long: nothing is wrong with what waits
+    for it. Only what else it answers about an object, or breaking off while it gets one, counts against that object;
+    the others go on.
 
     Args:
         destination: who gets it.
@@ -101,35 +107,46 @@ class Sender:
             evt_handlers=[(evt.EVT_CONN_OPEN, limits.prepare), (evt.EVT_CONN_OPEN, keep_answers)],
         )
         if not association.is_established:
-            reason = "refused the association" if association.is_rejected else "cannot be reached"
-            if not self._outage.count:
-                self._journal.record("delayed", surface="dicom", destination=self._folder, reason=reason)
-            self._outage.add(self._settings.retry_seconds)
+            self._wait("refused the association" if association.is_rejected else "cannot be reached")
             return
-        self._outage = Refusals()
         try:
             for path in due:
                 if self.loop.stopping.is_set() or not association.is_established:
                     break
-                self._send(association, path)
+                started = time.perf_counter()
+                answer = _store(association, path)
+                if answer.startswith(OUT_OF_RESOURCES):
+                    self._wait(f"answered {answer}: it has no room")
+                    break
+                self._outage = Refusals()
+                self._note(path, answer, time.perf_counter() - started)
         finally:
             association.release()
             association.join(limits.PDU_SECONDS)
 
-    def _send(self, association: Any, path: Path) -> None:
-        started = time.perf_counter()
-        answer = _store(association, path)
+    def _wait(self, reason: str) -> None:
+        if not self._outage.count:
+            self._journal.record("delayed", surface="dicom", destination=self._folder, reason=reason)
+        self._outage.add(self._settings.retry_seconds)
+
+    def _note(self, path: Path, answer: str, spent: float) -> None:
+        """Do what an answer asks for; the journal gets what was stored, when nothing of the job is left."""
         job = path.parents[2]
-        self._seconds[job] = self._seconds.get(job, 0.0) + time.perf_counter() - started
-        record = self._spool.record(path)
-        if answer == "0000":
+        self._seconds[job] = self._seconds.get(job, 0.0) + spent
+        record, answers = self._spool.record(path), self._spool.answers(path)
+        if answer in STORED:
             self._refusals.pop(path, None)
-            last = self._spool.sent(path)
+            answers[path.name] = answer
+            last = self._spool.sent(path, answer)
         else:
             last = self._refused(path, answer, record)
-        if last:
-            seconds = {"send": round(self._seconds.pop(job), 4)}
-            self._journal.record("sent", surface="dicom", destination=self._folder, **record, seconds=seconds)
+        if not last:
+            return
+        event = {**record, "instances": len(answers), "seconds": {"send": round(self._seconds.pop(job), 4)}}
+        warnings = sorted({*answers.values()} - {SUCCESS})
+        if answers:
+            event |= {"warnings": warnings} if warnings else {}
+            self._journal.record("sent", surface="dicom", destination=self._folder, **event)
 
     def _refused(self, path: Path, answer: str, record: dict[str, Any]) -> bool:
         """Try again later, or give up; returns whether nothing is left of the job."""
@@ -137,7 +154,7 @@ class Sender:
         refusals.add(self._settings.retry_seconds)
         if refusals.count <= self._settings.retries:
             return False
-        reason = f"answered {answer}, {refusals.count} times; expected 0000"
+        reason = f"answered {answer}, {refusals.count} times; expected {SUCCESS}"
         self._journal.record(
             "failed", surface="dicom", source=record["source"], destination=self._folder, reason=reason
         )

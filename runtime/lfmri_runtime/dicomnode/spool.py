@@ -7,6 +7,7 @@
     passed-by/SERIES/         not for enhancing; reason.txt says why
     failed/SERIES/            could not be enhanced; reason.txt says why
     quarantine/DESTINATION/NUMBER-SERIES/    objects that a destination kept refusing, with reason.txt
+                                             and job.json; moved to outbox/NUMBER-SERIES/to/DESTINATION they leave
 
 SERIES and the files' names are hashes of UIDs: a UID from outside is no path, and neither names a patient. Each change
 of state is one rename, so that after a crash a series is found in exactly one state.
@@ -21,6 +22,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ KEEP_SECONDS = 24 * 3600
 REASON = "reason.txt"
 #: What the journal will say of a job, since its folder is named by a hash.
 RECORD = "job.json"
-#: One byte for every process that ended while it worked on the series.
+#: One byte for every process that works on the series; each takes its own away unless it is torn from the work.
 INTERRUPTIONS = "interruptions"
 #: A series that took the process down so often is not tried again: memory, as a rule.
 MOST_INTERRUPTIONS = 5
@@ -145,6 +147,17 @@ class Spool:
         marks = folder / INTERRUPTIONS
         return marks.exists() and marks.stat().st_size >= MOST_INTERRUPTIONS
 
+    def mark(self, folder: Path) -> None:
+        """Note that this process begins to work on a series."""
+        with (folder / INTERRUPTIONS).open("ab") as stream:
+            stream.write(b".")
+
+    def unmark(self, folder: Path) -> None:
+        """The work has ended and the process lives; the series may have moved on."""
+        with suppress(OSError):
+            marks = folder / INTERRUPTIONS
+            os.truncate(marks, marks.stat().st_size - 1)
+
     def repeated(self, folder: Path) -> bool:
         """Whether a working series is only a part, unchanged, of one that has been enhanced.
 
@@ -216,11 +229,21 @@ class Spool:
 
     def record(self, path: Path) -> dict[str, Any]:
         """What `commit` was told of the job to which an object belongs."""
-        record: dict[str, Any] = json.loads((path.parents[2] / RECORD).read_text())
+        own, put_back = path.parents[2] / RECORD, path.parent / RECORD
+        record: dict[str, Any] = json.loads((own if own.exists() else put_back).read_text())
         return record
 
-    def sent(self, path: Path) -> bool:
+    def answers(self, path: Path) -> dict[str, str]:
+        """The status with which the destination has acknowledged each object of the job so far, by file name."""
+        with suppress(FileNotFoundError):
+            lines = _answers(path).read_text(errors="replace").splitlines()
+            return {name: status for status, _, name in (line.partition(" ") for line in lines)}
+        return {}
+
+    def sent(self, path: Path, status: str) -> bool:
         """An object was acknowledged; returns whether it was the destination's last of its job."""
+        with suppress(OSError), _answers(path).open("a") as stream:  # better a count too small than an object twice
+            stream.write(f"{status} {path.name}\n")
         path.unlink()
         return self._gone(path)
 
@@ -229,6 +252,7 @@ class Spool:
         folder = self.root / "quarantine" / path.parent.name / path.parents[2].name
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / REASON, f"{reason}\n")
+        write_json(folder / RECORD, self.record(path))  # without it nobody could put the object back
         move(path, folder / path.name)
         return self._gone(path)
 
@@ -242,15 +266,18 @@ class Spool:
             if not path.parent.exists():  # another destination's last object was acknowledged at the same moment
                 return True
             settle(path.parent)
-            if any(path.parent.iterdir()):
+            if any(path.parent.glob("*.dcm")):
                 return False
             self._finish(path.parents[2])
         return True
 
     def _finish(self, job: Path) -> None:
         """Let a job rest when no destination waits for any of it."""
-        left = [folder for folder in (job / "to").glob("*") if any(folder.iterdir())]
-        if not left:
+        if any(job.glob("to/*/*.dcm")):
+            return
+        if not any(job.glob("*.dcm")):  # put back from quarantine: what it was made of rests where it rested
+            discard(job, self.temporary())
+        else:
             self._rest(job, job.name.split("-")[-1], "done")
 
     def _rest(self, folder: Path, series: str, state: str) -> None:
@@ -277,11 +304,13 @@ class Spool:
         """Find every series in the state in which the last process left it."""
         for path in (self.root / "temporary").iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for folder in self.working():
-            with (folder / INTERRUPTIONS).open("ab") as stream:
-                stream.write(b".")
         for job in (self.root / "outbox").iterdir():
             self._finish(job)
+
+
+def _answers(path: Path) -> Path:
+    """Where the answers of an object's destination to the whole job stand."""
+    return path.parents[2] / f"{path.parent.name}.answers"
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -42,6 +42,9 @@ class Worker:
         self.loop = Loop("dicom worker", self._round, journal)
 
     def _round(self) -> None:
+        if time.monotonic() - self._expired > EXPIRE_SECONDS:  # first, since a full disk ends a round early
+            self._spool.expire()
+            self._expired = time.monotonic()
         for folder in self._spool.working():
             self._work(folder, {})
         for series in self._spool.quiet(self._settings.dicom.quiet_seconds):
@@ -49,16 +52,23 @@ class Worker:
                 return
             received = round(self._spool.claim(series), 4)
             self._work(self._spool.root / "working" / series, {"receive": received})
-        if time.monotonic() - self._expired > EXPIRE_SECONDS:
-            self._spool.expire()
-            self._expired = time.monotonic()
 
     def _work(self, folder: Path, seconds: dict[str, float]) -> None:
-        """Bring one series to its next state; a series that cannot be enhanced stops nothing.
+        """Bring one series to its next state, with a mark on it for as long as that takes.
 
         Raises:
             TryAgainLater: full disk and the like; the series stays, and is taken up again.
         """
+        worn_out = self._spool.worn_out(folder)
+        self._spool.mark(folder)
+        try:
+            self._advance(folder, seconds, worn_out=worn_out)
+        finally:
+            if self._station.trouble() is None:  # a device that failed takes the process down, and its mark stays
+                self._spool.unmark(folder)
+
+    def _advance(self, folder: Path, seconds: dict[str, float], *, worn_out: bool) -> None:
+        """Bring one series to its next state; a series that cannot be enhanced stops nothing."""
         if self._spool.repeated(folder):
             self._spool.drop(folder)
             self._journal.record("passed-by", surface="dicom", source=folder.name, reason="came again, unchanged")
@@ -67,7 +77,7 @@ class Worker:
         source = folder.name
         try:
             source = _source(paths, otherwise=source)
-            if self._spool.worn_out(folder):
+            if worn_out:
                 raise InputRefused(f"{MOST_INTERRUPTIONS} processes ended while they worked on it; out of memory?")
             reason = reason_to_pass_by(paths)
             if reason is None:

@@ -86,17 +86,24 @@ class Spool:
         claim.rename(_free(self.folder, claim.name))
 
     def finish(self, claim: Path) -> None:
-        """Move a claimed item into done/."""
-        claim.rename(_free(self._done, claim.name))
+        """Move a claimed item into done/.
+
+        Raises:
+            TryAgainLater: done/ was cleared away and cannot be made again.
+        """
+        claim.rename(_place(self._done, claim.name))
 
     def fail(self, claim: Path, reason: str) -> None:
         """Move a claimed item into failed/, with NAME.reason.txt beside it.
 
         Raises:
-            TryAgainLater: the reason cannot be written.
+            TryAgainLater: the reason cannot be written; names no file, since a name may be a patient's.
         """
-        target = _free(self._failed, claim.name)
-        write_text(target.with_name(f"{target.name}.reason.txt"), reason + "\n")
+        target = _place(self._failed, claim.name)
+        try:
+            write_text(target.with_name(f"{target.name}.reason.txt"), reason + "\n")
+        except TryAgainLater:
+            raise _unwritable(self._failed) from None
         claim.rename(target)
 
 
@@ -114,6 +121,23 @@ def lock(folder: Path, locks: ExitStack) -> None:
         raise TryAgainLater(f"another watcher holds {folder}; expected one for each input and output folder") from None
     except OSError as error:
         raise TryAgainLater(f"{folder / LOCK}: {error.strerror}; expected a folder that can be locked") from None
+
+
+def _place(folder: Path, name: str) -> Path:
+    """A free name in done/ or failed/, which may be cleared away while the watcher runs.
+
+    Raises:
+        TryAgainLater: the folder cannot be made again.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        raise _unwritable(folder) from None
+    return _free(folder, name)
+
+
+def _unwritable(folder: Path) -> TryAgainLater:
+    return TryAgainLater(f"{folder} cannot be written; expected a folder with room and rights for what ends there")
 
 
 def _free(folder: Path, name: str) -> Path:

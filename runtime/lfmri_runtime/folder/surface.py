@@ -77,7 +77,7 @@ class FolderSurface:
             self._watcher.look(self._stopping.is_set)
         except TryAgainLater as error:
             if not self._delayed:
-                self._station.journal.record("delayed", surface=SURFACE, reason=str(error))
+                self._station.journal.tell("delayed", surface=SURFACE, reason=str(error))
             self._delayed = True
         else:
             self._delayed = False

@@ -1,5 +1,6 @@
 """One look after the other at a folder that is ours; what two looks find unchanged is enhanced."""
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,7 +65,7 @@ class Watcher:
     def _settle(self, claim: Path) -> tuple[Result, ...]:
         """Enhance a claimed item and move it to where it belongs."""
         mark = mark_of(claim)
-        with suppress(FileNotFoundError):  # somebody took it out of working/
+        try:
             try:
                 results = self._worker.work(claim, claim.name)
                 if mark is None or mark_of(claim) != mark:
@@ -75,6 +76,9 @@ class Watcher:
                 self._undo(claim)
             else:
                 return results
+        except FileNotFoundError:
+            if os.path.lexists(claim):  # or somebody took it out of working/
+                raise
         return ()
 
     def _report(self, claim: Path, results: tuple[Result, ...]) -> None:

@@ -123,7 +123,7 @@ class MrdServer:
 
     def _turn_away(self, connection: socket.socket) -> None:
         reason = f"{self.settings.connections} clients are connected already; connect again later"
-        self.station.journal.record("refused", surface="mrd", reason=reason)
+        self.station.journal.tell("refused", surface="mrd", reason=reason)
         if len(self._turned_away) == TURNED_AWAY:
             self._turned_away.popleft().close()
         self._turned_away.append(connection)

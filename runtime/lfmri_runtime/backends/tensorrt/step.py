@@ -61,6 +61,11 @@ class TensorRtStep:
             self._scope = scope.pop_all()
         self._open = True
 
+    @property
+    def broken(self) -> bool:
+        """Whether a failure of the GPU has closed the step."""
+        return self._device.failed
+
     def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
         """x_t + dt * v(x_t, y, t); x_t and y (batch, 1, h, w), each on the host or on the GPU.
 
