@@ -310,8 +310,19 @@ class FakeDriver:
         return (OK,)
 
 
+#: Handle of the legacy default stream.
+DEFAULT_STREAM = 1
+
+
 class FakeArray:
-    """An array on the fake GPU that somebody else made, written by a stream of their own."""
+    """An array on the fake GPU that somebody else made, written by a stream of their own.
+
+    Args:
+        driver: of the GPU.
+        values: of the array.
+        stream: that it is written on, as late as may be; None is the default stream, which nobody names.
+        changes: to the interface; version 2 has no word for a stream.
+    """
 
     def __init__(self, driver: FakeDriver, values: np.ndarray, *, stream: int | None = None, **changes: Any) -> None:
         self.values = np.ascontiguousarray(values)
@@ -323,14 +334,14 @@ class FakeArray:
         def act() -> None:
             driver.bytes_at(self.address, size)[:] = self.values.view(np.uint8).ravel()
 
-        if stream is None:
-            act()
-        else:
-            driver.put(driver.CUstream(stream), Work([], [(self.address, size)], act))
+        writer = driver.CUstream(DEFAULT_STREAM if stream is None else stream)
+        driver.put(writer, Work([], [(self.address, size)], act))
         self.__cuda_array_interface__ = {
             "shape": values.shape, "typestr": values.dtype.str, "data": (self.address, False), "version": 3,
             "strides": None, "stream": stream, **changes,
         }  # fmt: skip
+        if changes.get("version") == 2:
+            del self.__cuda_array_interface__["stream"]
 
     def free(self) -> None:
         self._driver.cuMemFree(self.address)

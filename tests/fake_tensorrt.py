@@ -46,6 +46,7 @@ class State:
         fail: called with the name of a call; True makes it report failure, by a None or a False.
         alive: engines and contexts that were not dropped.
         built: configurations that engines were built with.
+        built_in: the CUDA contexts that were current meanwhile.
         module: the library.
     """
 
@@ -54,6 +55,7 @@ class State:
         self.fail = lambda name: False
         self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
         self.built: list[Any] = []
+        self.built_in: list[int] = []
         self.module: Any = None
         self._sessions: dict[bytes, onnxruntime.InferenceSession] = {}
 
@@ -269,6 +271,7 @@ class Builder:
 
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
         self._state.built.append(config)
+        self._state.built_in.append(self._state.driver.context)
         monitor = config.progress_monitor
         monitor.phase_start("Building engine", None, 2)
         monitor.phase_start("Timing tactics", "Building engine", 4)
@@ -307,20 +310,26 @@ class Runtime:
         return self._state.module.ICudaEngine(settings["profile"], model)
 
 
+class Cache:
+    """Of kernels that were compiled; the configuration points to it and does not keep it."""
+
+
 class IRuntimeConfig:
     def __init__(self) -> None:
         self._strategy: Any = None
+        self._cache: Any = lambda: None
 
     dynamic_shapes_kernel_specialization_strategy = None
 
     def set_execution_context_allocation_strategy(self, strategy: int) -> None:
         self._strategy = strategy
 
-    def create_runtime_cache(self) -> str:
-        return "cache"
+    def create_runtime_cache(self) -> Cache:
+        return Cache()
 
-    def set_runtime_cache(self, cache: str) -> bool:
-        return cache == "cache"
+    def set_runtime_cache(self, cache: Cache) -> bool:
+        self._cache = weakref.ref(cache)
+        return True
 
 
 class ICudaEngine:
@@ -366,6 +375,7 @@ class ICudaEngine:
         if isinstance(settings, getattr(self._state.module, "IRuntimeConfig", ())):
             lazy = settings.dynamic_shapes_kernel_specialization_strategy
             assert lazy == DynamicShapesKernelSpecializationStrategy.EAGER
+            assert settings._cache() is not None, "the real one reads freed memory"
             settings = settings._strategy
         assert settings == ExecutionContextAllocationStrategy.USER_MANAGED
         if self._state.fail("context"):

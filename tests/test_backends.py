@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from lfmri import options
 from lfmri_export.graph import export_step
@@ -20,7 +21,7 @@ from lfmri_runtime.backends import BACKENDS, PRECISIONS, Step, open_backend, ope
 from lfmri_runtime.backends.onnxruntime_cuda import CudaStep
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.enhancer import Enhancer
-from lfmri_runtime.errors import BackendMissing, BundleRefused, UsageError
+from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, UsageError
 from lfmri_runtime.golden import failures, measure_parity, read_golden
 from lfmri_runtime.sampler import uniform_time_grid
 from lfmri_trainer.network.presets import build_network
@@ -95,6 +96,31 @@ def test_one_step_is_that_of_the_loop(noisy: Bundle, tmp_path: Path, name: str) 
     for t, t_next in pairwise((0.0, 0.5, 1.0)):
         found = step(found, x_t, t, t_next - t)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("said", "match", "broken"),
+    [
+        ("CUDA failure 700: an illegal\nmemory access", r"the GPU failed .CUDA failure 700: an illegal memory", True),
+        ("Failed to allocate memory for requested buffer", "too little free memory", False),
+    ],
+)
+@pytest.mark.parametrize("call", ["flow", "step"])
+def test_what_fails_on_the_gpu_is_said_in_one_line(
+    noisy: Bundle, call: str, said: str, match: str, broken: bool
+) -> None:
+    class Failing:
+        def fail(self, *_: object) -> None:
+            raise RuntimeException(said)
+
+        run = io_binding = fail
+
+    step, x = BoundOnCpu(noisy, threads=1), np.zeros((1, 1, 8, 8), np.float32)
+    assert not step.broken
+    step._session = Failing()
+    with pytest.raises(TryAgainLater, match=match):
+        list(step.flow([(x, x)], uniform_time_grid(1))) if call == "flow" else step(x, x, 0.0, 1.0)
+    assert step.broken is broken
 
 
 def test_a_stream_is_read_no_further_ahead_than_what_runs(noisy: Bundle, tmp_path: Path) -> None:
@@ -185,6 +211,27 @@ def test_a_provider_that_falls_back_silently_is_refused(noisy: Bundle, monkeypat
     )  # what the GPU build does where the driver is missing
     with pytest.raises(BackendMissing, match="asked for CUDAExecutionProvider and runs on CPUExecutionProvider"):
         open_backend(noisy, "onnxruntime-cuda")
+
+
+def test_cuda_computes_float32_in_full_and_picks_its_kernels_by_rule(
+    noisy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, dict[str, str]]] = []
+    real = onnxruntime.InferenceSession
+
+    def session(content: bytes, options: object, providers: list[tuple[str, dict[str, str]]]) -> object:
+        asked.extend(providers)
+        return real(content, options)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(BackendMissing):
+        open_backend(noisy, "onnxruntime-cuda")
+    open_backend(noisy)
+    assert asked == [
+        ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
+        ("CPUExecutionProvider", {}),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,28 @@
 """`auto` takes the fastest back end that is right here, says what it could not take, and remembers."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from lfmri.cli import run
-from lfmri_runtime import choice
+from lfmri_runtime import choice, trial
+from lfmri_runtime import machine as machine_module
 from lfmri_runtime.backends import Step, open_backend
 from lfmri_runtime.backends.onnxruntime import OnnxRuntimeStep
 from lfmri_runtime.backends.openvino import import_openvino
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.choice import choose
 from lfmri_runtime.enhancer import Enhancer
-from lfmri_runtime.errors import BackendMissing, BundleRefused
+from lfmri_runtime.errors import BackendMissing, BundleRefused, InputRefused, TryAgainLater
+from lfmri_runtime.trial import TRIAL_SHAPE
 
 from .bundles import MakeBundle, seal
 from .masks import MaskedCore
@@ -32,25 +36,41 @@ def bundle(make_bundle: MakeBundle) -> Bundle:
 
 
 class Stand(OnnxRuntimeStep):
-    """The reference under another name, with a fault."""
+    """The reference under another name, with a fault: an offset, or an error on slices of one side."""
 
-    def __init__(self, bundle: Bundle, name: str, precision: str, *, offset: float = 0.0) -> None:
+    alive: ClassVar[list["Stand"]] = []
+
+    def __init__(self, bundle: Bundle, name: str, precision: str, *, fault: "float | tuple[int, Exception]") -> None:
         super().__init__(bundle, threads=1)
-        self.name, self.precision, self._offset = name, precision, np.float32(offset)
+        self.name, self.precision, self._fault = name, precision, fault
+        self.alive.append(self)
 
     def flow(
         self, batches: Iterable[tuple[Float32Array, Float32Array]], time_grid: NDArray[np.float64]
     ) -> Iterator[Float32Array]:
         for x_1 in super().flow(batches, time_grid):
-            yield x_1 + self._offset
+            if not isinstance(self._fault, tuple):
+                yield x_1 + np.float32(self._fault)
+                continue
+            side, error = self._fault
+            if x_1.shape[-1] == side:
+                raise error
+            yield x_1
+
+    def close(self) -> None:
+        self.alive.remove(self)
+        super().close()
 
 
-Fault = float | Exception
+Fault = float | Exception | tuple[int, Exception]
+GOLDEN_SIDE, TRIAL_SIDE = 64, TRIAL_SHAPE[-1]
+TIME = trial._time
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """A machine with these back ends, an offset or an error each, and how long a slice takes; notes what is opened."""
+    """A machine with these back ends, a fault each, and how long a slice takes (None: timed); notes what is opened."""
+    Stand.alive.clear()
 
     def make(faults: dict[str, Fault], seconds: dict[str, float] | None = None) -> list[str]:
         opened: list[str] = []
@@ -60,13 +80,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             fault = faults.get(f"{name} {precision}", BackendMissing(f"{name} is not installed"))
             if isinstance(fault, Exception):
                 raise fault
-            return Stand(bundle, name, precision, offset=fault)
+            return Stand(bundle, name, precision, fault=fault)
 
         def timed(steps: dict[int, Step]) -> dict[int, float]:
             return {i: (seconds or {})[f"{s.name} {s.precision}"] for i, s in steps.items()}
 
-        monkeypatch.setattr(choice, "open_backend", stand_in)
-        monkeypatch.setattr(choice, "_time", timed)
+        for module in (choice, trial):
+            monkeypatch.setattr(module, "open_backend", stand_in)
+        monkeypatch.setattr(trial, "_time", timed if seconds else TIME)
         return opened
 
     return make
@@ -74,6 +95,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 ORT, OV, OV16, TRT = "onnxruntime float32", "openvino float32", "openvino bfloat16", "tensorrt float32"
 SPEED = {ORT: 0.1, OV: 0.11, OV16: 0.03, TRT: 0.001}
+FULL = TryAgainLater("the GPU has too little free memory; " + "close other programs or take a smaller batch" * 8)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +146,11 @@ def test_a_choice_holds_until_what_it_was_made_for_changes(
     engine.parent.mkdir(parents=True)
     engine.touch()
     assert trials() == 5
+    engine.write_bytes(b"built again")
+    assert trials() == 5
+    os.utime(engine, (2e9, 2e9))
+    assert trials() == 5
+    assert trials() == 0
     (path, *_) = sorted((tmp_path / "choices").iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
     whole = path.read_text()
     spoilt = (whole.replace('"here": true', '"here": 1'), whole.replace('"another"', '"a third"'))
@@ -132,6 +159,77 @@ def test_a_choice_holds_until_what_it_was_made_for_changes(
         assert trials() == 5, content[:80]
         assert trials() == 0
     assert not list(tmp_path.rglob("*.tmp*"))
+
+
+@pytest.mark.parametrize("mended", ["LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "cuda-bindings", "onnxruntime-gpu"])
+def test_what_the_doctor_asks_for_brings_auto_back(
+    bundle: Bundle, machine: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mended: str
+) -> None:
+    installed = {"numpy": "2.2"}
+    monkeypatch.delenv(mended, raising=False)
+    monkeypatch.setattr(machine_module, "version", lambda name: installed[name] if name in installed else absent(name))
+    machine({ORT: 0.0}, SPEED)
+    assert choose(bundle, cache=tmp_path).step.name == "onnxruntime"
+    machine({ORT: 0.0, TRT: 0.0}, SPEED)
+    assert choose(bundle, cache=tmp_path).step.name == "onnxruntime"
+    if mended.isupper():
+        monkeypatch.setenv(mended, "0")
+    else:
+        installed[mended] = "13.0"
+    assert choose(bundle, cache=tmp_path).step.name == "tensorrt"
+
+
+def absent(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("full", [FULL, (GOLDEN_SIDE, FULL), (TRIAL_SIDE, FULL)], ids=["opening", "golden", "timing"])
+def test_a_gpu_that_is_full_now_is_not_remembered(
+    bundle: Bundle, machine: Callable[..., list[str]], tmp_path: Path, full: Fault
+) -> None:
+    machine({ORT: 0.0, TRT: full})
+    found = choose(bundle, cache=tmp_path)
+    assert (found.step.name, found.notes) == ("onnxruntime", (f"tensorrt (float32): {FULL}",))
+    machine({ORT: 0.0, TRT: 0.0}, SPEED)
+    assert choose(bundle, cache=tmp_path).step.name == "tensorrt"
+
+
+def test_a_gpu_that_is_full_now_leaves_an_earlier_choice(
+    bundle: Bundle, machine: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    machine({ORT: 0.0, TRT: 0.0}, SPEED)
+    choose(bundle, cache=tmp_path)
+    machine({ORT: 0.0, TRT: FULL}, SPEED)
+    assert choose(bundle, cache=tmp_path).step.name == "onnxruntime"
+    opened = machine({ORT: 0.0, TRT: 0.0}, SPEED)
+    assert choose(bundle, cache=tmp_path).step.name == "tensorrt"
+    assert opened == [TRT]
+
+
+@pytest.mark.parametrize("error", [InputRefused("outside the profile"), RuntimeError("lost\nthe device")])
+def test_one_that_fails_while_it_is_timed_leaves_the_others(
+    bundle: Bundle, machine: Callable[..., list[str]], tmp_path: Path, error: Exception
+) -> None:
+    opened = machine({ORT: 0.0, OV: 0.0, TRT: (TRIAL_SIDE, error)})
+    for count in (6, 1):  # chosen, and remembered
+        opened.clear()
+        found = choose(bundle, cache=tmp_path)
+        assert found.step.name in ("onnxruntime", "openvino")
+        assert found.notes == (f"tensorrt (float32): {' '.join(str(error).split())}",)
+        assert len(opened) == count
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [0.0, 1.0, (GOLDEN_SIDE, RuntimeError("lost")), (TRIAL_SIDE, RuntimeError("lost"))],
+    ids=["slow", "wrong", "lost in the golden check", "lost in the timing"],
+)
+def test_what_is_not_taken_is_closed(
+    bundle: Bundle, machine: Callable[..., list[str]], tmp_path: Path, fault: Fault
+) -> None:
+    machine({ORT: 0.0, OV: 0.0, TRT: fault})
+    found = choose(bundle, cache=tmp_path)
+    assert Stand.alive == [found.step]
 
 
 def test_a_remembered_back_end_that_is_gone_is_chosen_anew(

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lfmri_runtime.backends.tensorrt import step as step_module
+from lfmri_runtime.backends.tensorrt.arrays import DEFAULT_STREAM
 from lfmri_runtime.backends.tensorrt.cuda import Device
 from lfmri_runtime.backends.tensorrt.engine import Engine
 from lfmri_runtime.backends.tensorrt.identity import parse_profile
@@ -123,11 +124,14 @@ def test_a_stream_of_batches_gives_the_euler_loop(step: TensorRtStep, steps: int
         np.testing.assert_allclose(found, euler(reference, x_0, y, time_grid), rtol=0, atol=1e-5)
 
 
-def test_arrays_on_the_gpu_are_read_in_place(step: TensorRtStep) -> None:
+@pytest.mark.parametrize("named", [True, False], ids=["on a stream that is named", "on the default stream"])
+def test_arrays_on_the_gpu_are_read_in_place(step: TensorRtStep, named: bool) -> None:
+    from cuda.bindings import driver
+
     (x_0, y), time_grid = stack((4, 64, 64))[0], uniform_time_grid(5)
     device = Device()
     with ExitStack() as scope:
-        stream = device.stream(scope)
+        stream = device.stream(scope) if named else driver.CUstream(DEFAULT_STREAM)
         there: list[Any] = []
         for values in (x_0, y):
             address = device.memory(values.nbytes, scope)
@@ -135,7 +139,8 @@ def test_arrays_on_the_gpu_are_read_in_place(step: TensorRtStep) -> None:
             pinned[:] = values.view(np.uint8).ravel()
             device.upload(address, pinned, stream)
             about = {"shape": values.shape, "typestr": "<f4", "data": (address, False), "version": 3}
-            there.append(SimpleNamespace(shape=values.shape, __cuda_array_interface__={**about, "stream": int(stream)}))
+            about |= {"stream": int(stream)} if named else {"version": 2}
+            there.append(SimpleNamespace(shape=values.shape, __cuda_array_interface__=about))
         pairs: list[Any] = [tuple(there), (x_0, there[1]), (there[0], y)] * 4
         for found in step.flow(iter(pairs), time_grid):
             np.testing.assert_allclose(found, euler(reference, x_0, y, time_grid), rtol=0, atol=1e-5)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from onnx import TensorProto, helper
 
 from lfmri.cli import run
 from lfmri.commands.export import DEFAULT_PROFILE, export
-from lfmri_export.building import PARTS, create_monitor
+from lfmri_export.building import PARTS, PIECE_MM, create_monitor
 from lfmri_export.rtx import export_rtx_engines
+from lfmri_runtime.backends.onnxruntime import OnnxRuntimeStep
 from lfmri_runtime.backends.tensorrt import engine as engine_module
 from lfmri_runtime.backends.tensorrt.cuda import Device
 from lfmri_runtime.backends.tensorrt.engine import check_identity, open_engine, read_plan
@@ -28,6 +29,8 @@ from lfmri_runtime.backends.tensorrt.identity import engine_folder, parse_profil
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.cache import cache_folder
 from lfmri_runtime.contract import render
+from lfmri_runtime.device import verify as acceptance
+from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, UsageError
 
 from .bundles import MakeBundle, step_graph
@@ -337,6 +340,13 @@ def test_an_engine_that_another_process_makes_is_left_to_it(machine: Machine) ->
     assert len(machine.trt.state.built) == 2
 
 
+def test_an_engine_is_built_on_the_gpu_that_is_current(machine: Machine) -> None:
+    machine.build()
+    machine.driver.cuCtxSetCurrent(5)
+    machine.build(rebuild=True)
+    assert machine.trt.state.built_in == [99, 5]  # the first GPU's own context, and the caller's
+
+
 def test_timings_are_kept_and_wrong_ones_are_replaced(machine: Machine) -> None:
     timings = machine.build().parents[1].glob("timings-*.cache")
     (path,) = timings
@@ -473,6 +483,42 @@ def test_options_that_do_not_go_together_are_refused(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert run(["export", *arguments]) == 2
     assert re.search(match, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        "2x8x8,2x192x192,4x384x384",
+        "1x8x8,2x192x192,3x384x384",
+        "1x32x8,2x192x192,4x384x384",
+        "1x8x8,2x64x64,4x64x64",
+        "1x128x128,2x192x192,4x256x256",
+    ],
+)
+def test_a_profile_whose_engine_could_never_pass_is_refused_before_it_is_built(
+    machine: Machine, capsys: pytest.CaptureFixture[str], profile: str
+) -> None:
+    arguments = ["export", "--trt", "--bundle", str(machine.bundle.path), "--cache", str(machine.cache)]
+    assert run([*arguments, "--profile", profile]) == 2
+    said = capsys.readouterr().err
+    assert f"--profile is {profile}; expected one that covers 1x24x16 and 4x24x16 (lfmri verify), " in said
+    assert "2x64x64 (the golden check), 2x96x96 (the timing of --backend auto)" in said
+    assert machine.trt.state.built == []
+    assert run([*arguments, "--profile", "1x24x16,2x96x96,4x96x96"]) == 0
+
+
+def test_the_slices_of_a_profile_are_those_that_verify_enhances(bundle: Bundle) -> None:
+    seen = set()
+
+    class Noting(OnnxRuntimeStep):
+        def flow(self, batches: Any, time_grid: Any) -> Iterator[Any]:
+            for _x_0, y in batches:
+                seen.add((len(y), *y.shape[2:]))
+                yield y
+
+    enhancer = Enhancer(bundle, step=Noting(bundle, threads=1))
+    assert all(check.passed for check in acceptance._batches(enhancer, lambda line: None))
+    assert seen == {(batch, *PIECE_MM) for batch in acceptance.BATCHES}
 
 
 def test_the_command_builds_on_this_machines_gpu(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,10 +128,12 @@ def test_many_shapes_take_bounded_memory(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("stream", [None, 2, 12345])
-def test_arrays_on_the_gpu_are_read_where_they_are(machine: Machine, steps: int, stream: int | None) -> None:
+@pytest.mark.parametrize(("stream", "version"), [(None, 2), (None, 3), (2, 3), (12345, 3)])
+def test_arrays_on_the_gpu_are_read_where_they_are(
+    machine: Machine, steps: int, stream: int | None, version: int
+) -> None:
     step, driver = machine.open(), machine.driver
-    there = [tuple(FakeArray(driver, array, stream=stream) for array in pair) for pair in VOLUME[:3]]
+    there = [tuple(FakeArray(driver, array, stream=stream, version=version) for array in pair) for pair in VOLUME[:3]]
     wanted = expected(machine.bundle, VOLUME[:3], steps)
     for batches, uploads in ((there, 0), ([(x, there[n][1]) for n, (x, _) in enumerate(VOLUME[:3])], 3)):
         list(step.flow(VOLUME[:1], uniform_time_grid(steps)))
@@ -324,6 +326,8 @@ def test_too_little_memory_for_one_shape_leaves_the_step_usable(machine: Machine
             list(step.flow(VOLUME, uniform_time_grid(1)))
         driver.fail = lambda name, number: None
     np.testing.assert_array_equal(list(step.flow(VOLUME, uniform_time_grid(1)))[:2], first)
+    step.close()
+    assert not step.broken
 
 
 def test_a_lost_device_closes_the_step(machine: Machine) -> None:
@@ -336,6 +340,7 @@ def test_a_lost_device_closes_the_step(machine: Machine) -> None:
     assert machine.left() == []
     with pytest.raises(TryAgainLater, match="closed"):
         step(*VOLUME[0], 0.0, 1.0)
+    assert step.broken
     step.close()
 
 

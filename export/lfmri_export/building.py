@@ -3,14 +3,18 @@
 Nothing here needs torch or onnx: a console builds from the bundle with TensorRT alone.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from lfmri_runtime.backends.tensorrt.identity import Profile
+from lfmri_runtime.backends.tensorrt.identity import Profile, Shape
 from lfmri_runtime.backends.tensorrt.versions import create_log
 from lfmri_runtime.bundle import STEP, Bundle
-from lfmri_runtime.errors import BundleRefused
+from lfmri_runtime.device.verify import BATCHES
+from lfmri_runtime.errors import BundleRefused, UsageError
+from lfmri_runtime.golden import read_golden
+from lfmri_runtime.trial import TRIAL_SHAPE
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -20,10 +24,42 @@ Configure = Callable[["trt.IBuilderConfig"], None]
 
 #: Parts of a whole that progress is counted in.
 PARTS = 1000
+#: Rows and columns of the slices that `lfmri verify` enhances, mm.
+PIECE_MM = (24, 16)
+
+
+def check_profile(profile: Profile, bundle: Bundle) -> None:
+    """Compare a profile with the slices that an engine has to pass its checks on before it is ever used.
+
+    Raises:
+        UsageError: it leaves some of them out; names them all.
+    """
+    processing = bundle.contract.processing
+    grain = processing.voxel_size * processing.multiple
+    rows, columns = (math.ceil(side / grain) * processing.multiple for side in PIECE_MM)
+    checks = {
+        "lfmri verify": [(batch, rows, columns) for batch in (min(BATCHES), max(BATCHES))],
+        "the golden check": [_slices(read_golden(bundle).y.shape)],
+        "the timing of --backend auto": [_slices(TRIAL_SHAPE)],
+    }
+    if not all(profile.covers(shape) for shapes in checks.values() for shape in shapes):
+        needed = ", ".join(
+            f"{' and '.join('x'.join(map(str, shape)) for shape in shapes)} ({check})"
+            for check, shapes in checks.items()
+        )
+        raise UsageError(
+            f"--profile is {profile}; expected one that covers {needed}: widen it, or leave the option out"
+        )
 
 
 def build_plan(
-    trt: Any, bundle: Bundle, profile: Profile, *, configure: Configure, progress: Progress
+    trt: Any,
+    bundle: Bundle,
+    profile: Profile,
+    *,
+    configure: Configure,
+    progress: Progress,
+    use: Callable[[], None] | None = None,
 ) -> tuple[bytes, "trt.IBuilderConfig"]:
     """Parse a bundle's step graph and build an engine whose types are the graph's own.
 
@@ -33,6 +69,7 @@ def build_plan(
         profile: the shapes that the engine shall take.
         configure: sets what this build has beside that.
         progress: called with (parts done, parts in all).
+        use: makes the GPU that it is built on current in a thread; None where it is built on none.
 
     Returns:
         the engine's bytes, and the configuration with the timings that were measured.
@@ -56,6 +93,8 @@ def build_plan(
     config.progress_monitor = monitor
     # In a thread of its own: a signal raises in the main thread only, and must not do so inside the library's calls.
     with ThreadPoolExecutor(1) as thread:
+        if use is not None:  # a thread begins with no GPU of its own, and the library would take the first
+            thread.submit(use).result()
         building = thread.submit(builder.build_serialized_network, network, config)
         try:
             plan = building.result()
@@ -109,6 +148,12 @@ def _profile(builder: "trt.Builder", bundle: Bundle, profile: Profile) -> "trt.I
         image = len(spec.shape) > 1
         settings.set_shape(spec.name, *((b, 1, rows, columns) if image else (b,) for b, rows, columns in shapes))
     return settings
+
+
+def _slices(shape: tuple[int, ...]) -> Shape:
+    """(batch, rows, columns) of images."""
+    batch, _, rows, columns = shape
+    return batch, rows, columns
 
 
 def _check_inputs(trt: Any, network: "trt.INetworkDefinition", bundle: Bundle) -> None:

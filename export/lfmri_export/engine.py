@@ -77,7 +77,7 @@ def export_engine(
 
     def build() -> bytes:
         say(f"building an engine with TensorRT {library.__version__} for {device.name}; a Jetson takes some minutes")
-        plan, config = build_plan(library, bundle, profile, configure=configure, progress=progress)
+        plan, config = build_plan(library, bundle, profile, configure=configure, progress=progress, use=device.use)
         _keep_timings(config, timings)
         return plan
 

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import time
+import os
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lfmri_runtime.backends import BACKENDS, Step, open_backend, precisions
 from lfmri_runtime.bundle import Bundle
@@ -16,48 +15,15 @@ from lfmri_runtime.cache import cache_folder
 from lfmri_runtime.contract import decode
 from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, UsageError
 from lfmri_runtime.files import write_json
-from lfmri_runtime.golden import failures, has_ssim, measure_parity, read_golden
+from lfmri_runtime.golden import has_ssim
 from lfmri_runtime.machine import identity
-from lfmri_runtime.sampler import uniform_time_grid
-
-#: A back end's name and a precision that it offers.
-Candidate = tuple[str, str]
+from lfmri_runtime.trial import Candidate, Trial, try_all
 
 AUTO = "auto"
-#: The stream that is timed: as many batches as run side by side at most, of slices of a middling size (assumed).
-TRIAL_SHAPE = (2, 1, 96, 96)
-TRIAL_BATCHES = 4
-#: The fastest of this many rounds counts, after one that compiles.
-TRIAL_ROUNDS = 2
+#: What decides which libraries and which GPU a process finds; what `lfmri doctor` asks for shows here or in a version.
+ENVIRONMENT = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 #: A remembered choice is a kilobyte or two; more than this is not one.
 MAX_BYTES = 1 << 20
-#: Characters of a library's message that are kept.
-MAX_REASON = 300
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """How one back end did.
-
-    Attributes:
-        backend: its name.
-        precision: of its arithmetic.
-        here: whether it could be opened.
-        passed: the golden check.
-        seconds: for a slice and step; None where there was no other to compare with, or it did not pass.
-        reason: why it was not taken; empty where speed alone decided.
-    """
-
-    backend: str
-    precision: str
-    here: bool
-    passed: bool
-    seconds: float | None
-    reason: str
-
-    def __str__(self) -> str:
-        """As a note says it."""
-        return f"{self.backend} ({self.precision}): {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +53,7 @@ def choose(
     """Open a back end that passes the golden check here.
 
     The first call on a machine tries and times what is there, some seconds; the choice is remembered in the cache
-    until the bundle, a library, the CPU, the GPUs, an engine or the number of threads changes.
+    until the bundle, a library, the CPU, the GPUs, an engine, the number of threads or ENVIRONMENT changes.
 
     Args:
         bundle: verified.
@@ -133,10 +99,11 @@ def _best(
     if remembered is not None:
         with suppress(BackendMissing, BundleRefused, TryAgainLater):  # what was here is gone: choose again
             return remembered, _open(bundle, remembered, threads=threads, cache=cache)
-    trials = _try(bundle, asked, threads=threads, cache=cache)
-    with suppress(OSError, TryAgainLater):  # a cache that cannot be written costs the trials again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"key": key, "trials": [asdict(trial) for trial in trials]})
+    trials, lasting = try_all(bundle, asked, threads=threads, cache=cache)
+    if lasting:  # a GPU that is full now may not be so next time, and an earlier choice stays
+        with suppress(OSError, TryAgainLater):  # a cache that cannot be written costs the trials again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"key": key, "trials": [asdict(trial) for trial in trials]})
     return trials, _open(bundle, trials, threads=threads, cache=cache)
 
 
@@ -148,59 +115,26 @@ def _open(bundle: Bundle, trials: tuple[Trial, ...], *, threads: int, cache: Pat
     return open_backend(bundle, best.backend, precision=best.precision, threads=threads, cache=cache)
 
 
-def _try(bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | None) -> tuple[Trial, ...]:
-    """Open and check every candidate; time those that pass, in turn, where there are several."""
-    golden = read_golden(bundle)
-    trials: list[Trial] = []
-    steps: dict[int, Step] = {}
-    for name, precision in asked:
-        here, reason = False, ""
-        try:
-            step = open_backend(bundle, name, precision=precision, threads=threads, cache=cache)
-            here = True
-            failed = failures(measure_parity(step, golden))
-            reason = f"does not pass the golden check: {failed[0]}" if failed else ""
-            steps |= {} if failed else {len(trials): step}
-        except BackendMissing as error:
-            reason = str(error)
-        except Exception as error:  # noqa: BLE001 - whatever a library raises, another back end may still do
-            here, reason = True, " ".join(f"{error}".split())[:MAX_REASON] or type(error).__name__
-        trials.append(
-            Trial(backend=name, precision=precision, here=here, passed=not reason, seconds=None, reason=reason)
-        )
-    if len(steps) > 1:
-        for index, seconds in _time(steps).items():
-            trials[index] = replace(trials[index], seconds=seconds)
-    for step in steps.values():
-        step.close()
-    return tuple(trials)
-
-
-def _time(steps: dict[int, Step]) -> dict[int, float]:
-    """Seconds for a slice and step of each, the least of TRIAL_ROUNDS rounds that take turns."""
-    x_0 = np.zeros(TRIAL_SHAPE, np.float32)
-    slices = TRIAL_BATCHES * len(x_0)
-    rounds: dict[int, list[float]] = {index: [] for index in steps}
-    for _ in range(1 + TRIAL_ROUNDS):
-        for index, step in steps.items():
-            start = time.perf_counter()
-            for _result in step.flow(((x_0, x_0) for _ in range(TRIAL_BATCHES)), uniform_time_grid(1)):
-                pass
-            rounds[index].append((time.perf_counter() - start) / slices)
-    return {index: round(min(seconds[1:]), 6) for index, seconds in rounds.items()}
-
-
 def _key(bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | None) -> dict[str, Any]:
-    """What a choice holds for; engines are known by the names of their files, which carry their identity."""
+    """What a choice holds for."""
     folders = ((cache_folder() if cache is None else cache) / "engines" / bundle.sha256[:16], bundle.path / "engines")
     return {
         "bundle": bundle.sha256,
         "asked": [list(candidate) for candidate in asked],
         "threads": threads,
         "ssim": has_ssim(),
-        "engines": sorted(path.name for folder in folders for path in folder.glob("*.plan")),
+        "engines": [entry for folder in folders for entry in _engines(folder)],
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
         "machine": identity(),
     }
+
+
+def _engines(folder: Path) -> Iterator[list[Any]]:
+    """Name, size and time of every engine and sidecar: one that is built again has other bytes under the same name."""
+    for path in sorted((*folder.glob("*.plan"), *folder.glob("*.json"))):
+        with suppress(OSError):  # it is being replaced
+            status = path.stat()
+            yield [path.name, status.st_size, status.st_mtime_ns]
 
 
 def _recall(path: Path, key: dict[str, Any]) -> tuple[Trial, ...] | None:

@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-#: Libraries whose versions decide what the network computes, and how fast.
+#: Libraries whose versions decide what the network computes, how fast, and what is usable at all.
 BASE_LIBRARIES = ("lfmri", "numpy", "nibabel", "onnxruntime", "onnxruntime-gpu")
-LIBRARIES = (*BASE_LIBRARIES, "openvino", "tensorrt", "tensorrt-rtx")
+LIBRARIES = (*BASE_LIBRARIES, "openvino", "tensorrt", "tensorrt-rtx", "cuda-bindings")
 #: Instruction sets that decide how fast a CPU convolves: of x86-64, and of Arm.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimdhp", "bf16", "sve")
 PROC = Path("/proc")

@@ -17,6 +17,8 @@ Float32Array = NDArray[np.float32]
 LOG_ERRORS = 3
 #: The contract's names of the library's types.
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+#: By default CUDA rounds float32 to 10 bits (TF32), and takes the convolutions that won a timing in this very process.
+OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
 
 
 class OnnxRuntimeStep(Step):
@@ -79,7 +81,8 @@ def open_session(bundle: Bundle, provider: str, *, threads: int) -> Any:
     options.log_severity_level = LOG_ERRORS
     content = bundle.read(STEP)
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=[provider])
+        providers = [(provider, OPTIONS.get(provider, {}))]
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # noqa: BLE001 - the library raises a dozen classes of its own
         reason = str(error).splitlines()[0]
         raise BundleRefused(f"{bundle.path / STEP} cannot be loaded ({reason}); export the bundle again") from None

@@ -1,4 +1,4 @@
-"""Arrays that are on the GPU already: pycuda's, CuPy's, PyTorch's, by CUDA's array interface, version 3."""
+"""Arrays that are on the GPU already: pycuda's, CuPy's, PyTorch's, by CUDA's array interface, version 2 or 3."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from lfmri_runtime.errors import InputRefused
 
 #: TensorRT reads addresses that are multiples of this; slices of 8 x 8 and more keep the alignment of their stack.
 ALIGNMENT = 256
+#: Handle of the legacy default stream, where pycuda and PyTorch launch by default, and then name no stream.
+DEFAULT_STREAM = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +19,7 @@ class DeviceArray:
 
     Attributes:
         address: of its first element.
-        stream: handle of the stream that may still write it; 0 where none does.
+        stream: handle of the stream that may still write it: the default stream where the array names none.
         owner: keeps it alive.
     """
 
@@ -54,4 +56,4 @@ def on_device(array: Any, shape: Sequence[int]) -> DeviceArray | None:
             f"and address {address:#x}; expected shape {tuple(shape)}, float32, C order, no mask, a multiple of "
             f"{ALIGNMENT}: copy it first"
         )
-    return DeviceArray(address, int(interface.get("stream") or 0), array)
+    return DeviceArray(address, int(interface.get("stream") or DEFAULT_STREAM), array)

@@ -39,6 +39,7 @@ class Engine:
         settings: that its contexts are made with.
         identity: what it was made of and for.
         log: keeps the library's last error.
+        kept: what the settings point to and do not hold.
     """
 
     trt: Any
@@ -46,6 +47,7 @@ class Engine:
     settings: Any
     identity: Identity
     log: Any
+    kept: Any = None
 
 
 def open_engine(bundle: Bundle, device: Device, *, cache: Path | None = None) -> Engine:
@@ -134,7 +136,8 @@ def _load(path: Path, sidecar: Sidecar, library: Any, bundle: Bundle) -> Engine:
     if engine is None:
         raise BundleRefused(f"{path.with_suffix('.plan')} cannot be loaded ({log.error}); {MEND}")
     _check_arrays(path, engine, library, bundle, sidecar.identity.profile)
-    return Engine(library, engine, context_settings(library, engine), sidecar.identity, log)
+    settings, kept = context_settings(library, engine)
+    return Engine(library, engine, settings, sidecar.identity, log, kept)
 
 
 def _check_arrays(path: Path, engine: "trt.ICudaEngine", library: Any, bundle: Bundle, profile: Profile) -> None:

@@ -170,8 +170,7 @@ class Plan:
         """Where the compute stream reads an array: its own place, or the slot's, once it is uploaded."""
         device, streams = self._device, self._streams
         if isinstance(array, DeviceArray):
-            if array.stream:
-                device.wait_for_stream(streams.compute, array.stream, slot.uploaded)
+            device.wait_for_stream(streams.compute, array.stream, slot.uploaded)
             return array.address
         pinned[:] = array
         device.upload(address, pinned, streams.upload)

@@ -54,17 +54,22 @@ def activation_bytes(trt: Any, engine: "trt.ICudaEngine") -> int:
     return int(engine.device_memory_size)
 
 
-def context_settings(trt: Any, engine: "trt.ICudaEngine") -> Any:
-    """What all contexts of an engine are made with: they work in memory of ours, so that they can share it."""
+def context_settings(trt: Any, engine: "trt.ICudaEngine") -> tuple[Any, Any]:
+    """What all contexts of an engine are made with: they work in memory of ours, so that they can share it.
+
+    Returns:
+        the settings, and what they point to without holding it, to be kept for as long as the engine.
+    """
     ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if is_rtx(trt):
         settings = engine.create_runtime_config()
         settings.set_execution_context_allocation_strategy(ours)
         # Kernels for a shape are compiled before they first run, since a graph must not keep a stopgap, and once only.
         settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        settings.set_runtime_cache(settings.create_runtime_cache())
-        return settings
-    return ours
+        cache = settings.create_runtime_cache()
+        settings.set_runtime_cache(cache)
+        return settings, cache
+    return ours, None
 
 
 def create_context(
@@ -75,7 +80,7 @@ def create_context(
     Args:
         trt: the library.
         engine: deserialised.
-        settings: of `context_settings`.
+        settings: the first of `context_settings`.
         memory: device address, a multiple of 256.
         size: of it, as `activation_bytes` says.
 
