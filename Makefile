@@ -10,9 +10,9 @@ PIP_FLAGS = --quiet --disable-pip-version-check
 demo: $(DEMO_ENV)/ready
 	$(DEMO_ENV)/bin/lfmri demo --out out
 
-# Two files of tests at a time: most of them wait for other programs, or use one core.
+# Two files of tests at a time, one thread of PyTorch each: more would wait for one another on two cores.
 test: $(ENV)/ready
-	$(ENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(ENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(ENV)/ready
 	$(ENV)/bin/ruff check .

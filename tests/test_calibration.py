@@ -156,7 +156,7 @@ def test_an_export_fits_the_scale_on_validation_scans(
     folder.mkdir()
     tiny_settings(pairs).save(folder)
     (folder / "processing.json").write_text(render(PROCESSING))
-    (folder / "summary.json").write_text(json.dumps({"steps": 4}))
+    (folder / "summary.json").write_text(json.dumps({"steps": 4, "steps_in_all": 4, "training_subjects": ["s1"]}))
     assert run(["export", str(folder), "--out", str(out), "--precision", "float32"]) == 0
     bundle = open_bundle(out)
     chosen = [row for row in read_pairs(pairs) if row.pair in ("s2-A", "s2-S", "s3-S")]  # the middles of thirds

@@ -1,7 +1,6 @@
 """The whole line on nilearn's MNI152 volume, as a user would type it: simulate, train, export, enhance, evaluate."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +24,11 @@ MIDDLE = (slice(20, 177), slice(18, 215), slice(50, 140))
 
 def lfmri(*arguments: object) -> str:
     """Run the command line in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-m", "lfmri", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
