@@ -21,7 +21,7 @@ from lfmri_runtime.backends import BACKENDS, PRECISIONS, Step, open_backend, ope
 from lfmri_runtime.backends.onnxruntime_cuda import CudaStep
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.enhancer import Enhancer
-from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, UsageError
+from lfmri_runtime.errors import BackendMissing, BundleRefused, LfmriError, TryAgainLater, UsageError
 from lfmri_runtime.golden import failures, measure_parity, read_golden
 from lfmri_runtime.sampler import uniform_time_grid
 from lfmri_trainer.network.presets import build_network
@@ -207,9 +207,37 @@ def test_a_provider_that_falls_back_silently_is_refused(noisy: Bundle, monkeypat
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda content, options, providers: real(content, options)
+        onnxruntime, "InferenceSession", lambda content, options, providers, enable_fallback: real(content, options)
     )  # what the GPU build does where the driver is missing
     with pytest.raises(BackendMissing, match="asked for CUDAExecutionProvider and runs on CPUExecutionProvider"):
+        open_backend(noisy, "onnxruntime-cuda")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "match"),
+    [
+        (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), TryAgainLater, "too little free memory"),
+        (
+            RuntimeError("CUDA failure 35: driver version\nis insufficient"),
+            BackendMissing,
+            "cannot start .CUDA failure 35",
+        ),
+        (type("InvalidGraph", (Exception,), {})("no such op"), BundleRefused, "cannot be loaded .no such op"),
+    ],
+)
+def test_a_provider_that_does_not_open_is_not_taken_for_a_bad_graph(
+    noisy: Bundle, monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[LfmriError], match: str
+) -> None:
+    create = onnxruntime.InferenceSession._create_inference_session
+
+    def cannot_start(session: object, providers: list[object], *rest: object) -> None:
+        if providers and providers != ["CPUExecutionProvider"]:
+            raise raised
+        create(session, providers, *rest)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", cannot_start)
+    with pytest.raises(expected, match=match):
         open_backend(noisy, "onnxruntime-cuda")
 
 
@@ -219,7 +247,9 @@ def test_cuda_computes_float32_in_full_and_picks_its_kernels_by_rule(
     asked: list[tuple[str, dict[str, str]]] = []
     real = onnxruntime.InferenceSession
 
-    def session(content: bytes, options: object, providers: list[tuple[str, dict[str, str]]]) -> object:
+    def session(
+        content: bytes, options: object, providers: list[tuple[str, dict[str, str]]], enable_fallback: bool
+    ) -> object:
         asked.extend(providers)
         return real(content, options)
 

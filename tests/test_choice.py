@@ -18,7 +18,7 @@ from lfmri_runtime import machine as machine_module
 from lfmri_runtime.backends import Step, open_backend
 from lfmri_runtime.backends.onnxruntime import OnnxRuntimeStep
 from lfmri_runtime.backends.openvino import import_openvino
-from lfmri_runtime.bundle import Bundle, open_bundle
+from lfmri_runtime.bundle import STEP, Bundle, open_bundle
 from lfmri_runtime.choice import choose
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BackendMissing, BundleRefused, InputRefused, TryAgainLater
@@ -142,6 +142,9 @@ def test_a_choice_holds_until_what_it_was_made_for_changes(
     monkeypatch.setattr(choice, "identity", lambda: {"cpu": "another"})
     assert trials() == 5
     assert trials() == 0
+    monkeypatch.setattr(choice, "LOADER_CACHE", bundle.path / STEP)
+    assert trials() == 5
+    assert trials() == 0
     engine = tmp_path / "engines" / bundle.sha256[:16] / "tensorrt-1.plan"
     engine.parent.mkdir(parents=True)
     engine.touch()
@@ -204,6 +207,30 @@ def test_a_gpu_that_is_full_now_leaves_an_earlier_choice(
     opened = machine({ORT: 0.0, TRT: 0.0}, SPEED)
     assert choose(bundle, cache=tmp_path).step.name == "tensorrt"
     assert opened == [TRT]
+
+
+@pytest.mark.parametrize("others", [{ORT: 0.0}, {}], ids=["another", "none"])
+def test_a_gpu_that_fills_after_its_trial_leaves_the_others(
+    bundle: Bundle, machine: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: Any
+) -> None:
+    machine({**others, TRT: 0.0}, SPEED)
+    opens = choice.open_backend
+
+    def filled(bundle: Bundle, name: str, **options: Any) -> Step:
+        if name == "tensorrt":
+            raise FULL
+        return opens(bundle, name, **options)
+
+    monkeypatch.setattr(choice, "open_backend", filled)
+    if not others:
+        with pytest.raises(BackendMissing, match="the GPU has too little free memory"):
+            choose(bundle, cache=tmp_path)
+        return
+    found = choose(bundle, cache=tmp_path)
+    assert (found.step.name, found.notes) == ("onnxruntime", (f"tensorrt (float32): {FULL}",))
+    machine({ORT: 0.0, TRT: 0.0}, SPEED)
+    monkeypatch.setattr(choice, "open_backend", opens)
+    assert choose(bundle, cache=tmp_path).step.name == "tensorrt"
 
 
 @pytest.mark.parametrize("error", [InputRefused("outside the profile"), RuntimeError("lost\nthe device")])

@@ -12,13 +12,14 @@ import pytest
 from pydicom.uid import EnhancedMRImageStorage
 
 from lfmri.cli import run
+from lfmri_runtime.console import interruptions
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ConsoleSettings, DicomPeer, DicomSettings, ModelSettings, OutputSettings
 from lfmri_runtime.console.station import Station
 from lfmri_runtime.dicomnode import spool as spools
 from lfmri_runtime.dicomnode.loop import Loop
 from lfmri_runtime.dicomnode.sending import LONGEST_WAIT_SECONDS, Refusals, Sender, folder_of, keep_answers
-from lfmri_runtime.dicomnode.spool import KEEP_SECONDS, MOST_INTERRUPTIONS, Spool, key
+from lfmri_runtime.dicomnode.spool import INTERRUPTIONS, KEEP_SECONDS, Spool, key
 from lfmri_runtime.dicomnode.working import Worker
 from lfmri_runtime.errors import TryAgainLater, UsageError
 
@@ -284,8 +285,8 @@ def test_a_series_that_takes_processes_down_is_given_up(tmp_path: Path, make: Ma
     bench.receive(slices(tmp_path))
     time.sleep(1e-3)
     bench.spool.claim(key(SERIES))
-    for _ in range(MOST_INTERRUPTIONS):
-        bench.spool.mark(bench.spool.working()[0])  # and killed in the midst of it
+    for _ in range(interruptions.MOST):
+        interruptions.begin(bench.spool.working()[0] / INTERRUPTIONS)  # and killed in the midst of it
         bench = make(port)
     bench.work()
     assert bench.state("failed") == [key(SERIES)]
@@ -305,7 +306,7 @@ def test_what_ends_otherwise_counts_against_no_series(
     bench.receive(slices(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr("lfmri_runtime.dicomnode.working.read_series", full)
-        for _ in range(MOST_INTERRUPTIONS + 1):
+        for _ in range(interruptions.MOST + 1):
             with pytest.raises(TryAgainLater):
                 bench.work()
             bench = make(port)  # whose port is taken, and which ends at once
@@ -326,7 +327,7 @@ def test_a_series_on_which_the_device_fails_again_and_again_is_given_up(
     with monkeypatch.context() as patch:
         patch.setattr(Station, "enhance", fails)
         patch.setattr(Station, "trouble", lambda station: "failed on its device")
-        for _ in range(MOST_INTERRUPTIONS):
+        for _ in range(interruptions.MOST):
             with pytest.raises(TryAgainLater):
                 bench.work()
             bench = make(port)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lfmri_runtime.console import interruptions
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import (
     ConsoleSettings,
@@ -30,6 +31,7 @@ from lfmri_runtime.enhancer import Enhanced
 from lfmri_runtime.errors import TryAgainLater, UsageError
 from lfmri_runtime.files import sha256_file
 from lfmri_runtime.folder import work
+from lfmri_runtime.folder.items import mark_of
 from lfmri_runtime.folder.names import LONGEST, free_name
 from lfmri_runtime.folder.spool import Spool
 from lfmri_runtime.folder.surface import FolderSurface, make_worker
@@ -234,8 +236,10 @@ def test_the_oldest_comes_first_and_what_changes_while_it_waits_is_left(
         os.utime(folders.drop(scan, name), (1e9 - age, 1e9 - age))
     enhance = folders.station.enhance
 
+    working = {"working/a.nii.gz", "working/.a.nii.gz.interruptions"}
+
     def meanwhile(*arguments: Any, **named: Any) -> Enhanced:
-        assert tree(folders.input) == {"working/a.nii.gz", "b.nii.gz", "c.nii.gz"}
+        assert tree(folders.input) == {*working, "b.nii.gz", "c.nii.gz"}
         monkeypatch.undo()
         os.utime(folders.input / "c.nii.gz")
         return enhance(*arguments, **named)
@@ -371,7 +375,7 @@ def test_a_machine_that_cannot_finish_keeps_the_scan_for_later(
 
     folders.drop(scan, "DOE.nii.gz")
     monkeypatch.setattr("lfmri_runtime.job.write_json", full)  # the image is written, its sidecar is not
-    for _ in range(3):
+    for _ in range(interruptions.MOST + 1):
         with pytest.raises(TryAgainLater, match="an output: disk full"):
             folders.look()
         assert tree(folders.input) == {"DOE.nii.gz"}
@@ -380,6 +384,45 @@ def test_a_machine_that_cannot_finish_keeps_the_scan_for_later(
     assert [result.status for result in folders.look()] == ["enhanced"]
     assert tree(folders.input) == {"done/DOE.nii.gz"}
     assert tree(folders.output) == {"DOE.nii.gz", "DOE.json", "DOE.result.json"}
+
+
+def test_a_scan_that_takes_processes_down_is_given_up_and_the_next_has_its_turn(folders: Folders, scan: Path) -> None:
+    heavy = folders.drop(scan, "heavy.nii.gz")
+    mark = mark_of(heavy)
+    assert mark is not None
+    claim = folders.spool.claim(heavy, mark, lambda name: False)
+    assert claim is not None
+    for _ in range(interruptions.MOST):
+        assert folders.spool.claimed() == [claim]
+        interruptions.begin(folders.spool.interruptions(claim))  # and killed in the midst of it
+        folders.spool.close()
+        folders.open()
+    folders.drop(scan, "light.nii.gz")
+    assert [result.status for result in folders.look()] == ["failed", "enhanced"]
+    assert "processes ended" in folders.reason("heavy.nii.gz")
+    assert tree(folders.input) == {"failed/heavy.nii.gz", "failed/heavy.nii.gz.reason.txt", "done/light.nii.gz"}
+    folders.drop(scan, "heavy.nii.gz")  # another one, or with more memory
+    assert [result.status for result in folders.look()] == ["enhanced"]
+
+
+def test_a_scan_on_which_the_device_fails_again_and_again_is_given_up(
+    folders: Folders, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise TryAgainLater("the GPU failed")
+
+    folders.drop(scan)
+    with monkeypatch.context() as patch:
+        patch.setattr(Station, "enhance", fails)
+        patch.setattr(Station, "trouble", lambda station: "failed on its device")
+        for _ in range(interruptions.MOST):
+            with pytest.raises(TryAgainLater, match="the GPU failed"):
+                folders.look()
+            assert (folders.input / "scan.nii.gz").is_file()
+            folders.spool.close()
+            folders.open()
+    assert [result.status for result in folders.look()] == ["failed"]
+    assert tree(folders.input) == {"failed/scan.nii.gz", "failed/scan.nii.gz.reason.txt"}
 
 
 @pytest.mark.parametrize("name", ["done", "failed"])

@@ -159,6 +159,11 @@ def test_a_folder_of_maps_becomes_subjects_that_simulate_takes(tmp_path: Path, a
     assert simulate(anatomy, parameters()).data.shape[2] == -(-anatomy.mask.shape[2] // 4)
     # What is there already is not made again.
     written = (tmp_path / "out" / "a" / "T1w.nii.gz").stat().st_mtime_ns
+    assert synthesise_folder(tmp_path / "maps", tmp_path / "out") == ["a", "b"]
+    with pytest.raises(InputRefused, match=r"a/synthesis\.json was drawn with the seed 0; expected 9"):
+        synthesise_folder(tmp_path / "maps", tmp_path / "out", seed=9)
+    for name in names:  # made before there was a record
+        (tmp_path / "out" / name / "synthesis.json").unlink()
     assert synthesise_folder(tmp_path / "maps", tmp_path / "out", seed=9) == ["a", "b"]
     assert (tmp_path / "out" / "a" / "T1w.nii.gz").stat().st_mtime_ns == written
 
@@ -172,7 +177,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
         for out in ("one", "again", "other")
     )
     assert one == again
-    assert len(one) == 5
+    assert len(one) == 6
     assert all(one[name] != other[name] for name in one)
 
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from lfmri_runtime.trial import Candidate, Trial, try_all
 AUTO = "auto"
 #: What decides which libraries and which GPU a process finds; what `lfmri doctor` asks for shows here or in a version.
 ENVIRONMENT = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+#: Written anew whenever a system package brings libraries, as CUDA's do, to where the loader already looks.
+LOADER_CACHE = Path("/etc/ld.so.cache")
 #: A remembered choice is a kilobyte or two; more than this is not one.
 MAX_BYTES = 1 << 20
 
@@ -53,7 +55,8 @@ def choose(
     """Open a back end that passes the golden check here.
 
     The first call on a machine tries and times what is there, some seconds; the choice is remembered in the cache
-    until the bundle, a library, the CPU, the GPUs, an engine, the number of threads or ENVIRONMENT changes.
+    until the bundle, a library, the CPU, the GPUs, an engine, the number of threads, the libraries that the loader
+    knows or ENVIRONMENT changes.
 
     Args:
         bundle: verified.
@@ -95,24 +98,30 @@ def _best(
     key = _key(bundle, asked, threads=threads, cache=cache)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = (cache_folder() if cache is None else cache) / "choices" / f"{digest[:32]}.json"
+
+    def opened(trial: Trial) -> Step:
+        return open_backend(bundle, trial.backend, precision=trial.precision, threads=threads, cache=cache)
+
     remembered = _recall(path, key)
     if remembered is not None:
         with suppress(BackendMissing, BundleRefused, TryAgainLater):  # what was here is gone: choose again
-            return remembered, _open(bundle, remembered, threads=threads, cache=cache)
+            return remembered, opened(_fastest_first(remembered)[0])
     trials, lasting = try_all(bundle, asked, threads=threads, cache=cache)
     if lasting:  # a GPU that is full now may not be so next time, and an earlier choice stays
         with suppress(OSError, TryAgainLater):  # a cache that cannot be written costs the trials again
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"key": key, "trials": [asdict(trial) for trial in trials]})
-    return trials, _open(bundle, trials, threads=threads, cache=cache)
+    for trial in _fastest_first(trials):
+        try:
+            return trials, opened(trial)
+        except (BackendMissing, BundleRefused, TryAgainLater) as error:  # a GPU has filled since its trial
+            failed = replace(trial, passed=False, reason=str(error))
+            trials = tuple(failed if other is trial else other for other in trials)
+    return trials, None
 
 
-def _open(bundle: Bundle, trials: tuple[Trial, ...], *, threads: int, cache: Path | None) -> Step | None:
-    passed = [trial for trial in trials if trial.passed]
-    if not passed:
-        return None
-    best = min(passed, key=lambda trial: trial.seconds or 0.0)
-    return open_backend(bundle, best.backend, precision=best.precision, threads=threads, cache=cache)
+def _fastest_first(trials: tuple[Trial, ...]) -> list[Trial]:
+    return sorted((trial for trial in trials if trial.passed), key=lambda trial: trial.seconds or 0.0)
 
 
 def _key(bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | None) -> dict[str, Any]:
@@ -124,6 +133,7 @@ def _key(bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | 
         "threads": threads,
         "ssim": has_ssim(),
         "engines": [entry for folder in folders for entry in _engines(folder)],
+        "loader": LOADER_CACHE.stat().st_mtime_ns if LOADER_CACHE.exists() else 0,
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
         "machine": identity(),
     }

@@ -7,7 +7,7 @@ Only names and, where several files would do, headers are read here; `lfmri_trai
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,12 @@ class Grid:
 def person_of(subject: str) -> str:
     """Whose volume it is: the name without session (`_ses-`) and copy (`_copy-`); splits are by person."""
     return _SAME_PERSON.split(subject)[0]
+
+
+def same_people(subjects: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Those of the subjects that are a person of the others, sorted; sessions and copies are that person."""
+    people = {person_of(other) for other in others}
+    return sorted({subject for subject in subjects if person_of(subject) in people})
 
 
 def open_volume(path: Path) -> tuple[SpatialImage, Grid]:

@@ -8,13 +8,10 @@ RUN/summary.json       steps, pairs and last validation
 RUN/logs/              CSV and TensorBoard
 """
 
-import hashlib
-import json
 import logging
 import math
 import signal
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -39,7 +36,7 @@ from lfmri_trainer.network.presets import PRESETS
 from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
 from lfmri_trainer.weights import SUMMARY, WEIGHTS, Learned, learned, load_weights, read_summary, refuse_learned
-from lfmri_trainer.working import learn_processing, working_pairs
+from lfmri_trainer.working import learn_processing, pairs_identity, working_pairs
 
 PROCESSING = "processing.json"
 CHECKPOINT = "checkpoints/last.ckpt"
@@ -130,8 +127,7 @@ class PairsData(pl.LightningDataModule):
         self.multiple = PRESETS[settings.preset].multiple
         self.processing = learn_processing(folder, rows, voxel_size=settings.voxel_size, multiple=self.multiple)
         used = [row for row in rows if row.split != "test"]
-        described = json.dumps([asdict(row) for row in used]) + render(self.processing)
-        self.identity = hashlib.sha256(described.encode()).hexdigest()
+        self.identity = pairs_identity(used, self.processing)
         opened = working_pairs(folder, used, self.processing)
         self.train_pairs = [pair for pair in opened if pair.parameters.split == "train"]
         self.validation_pairs = [pair for pair in opened if pair.parameters.split == "validation"]

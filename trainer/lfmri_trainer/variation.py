@@ -6,7 +6,6 @@ is simulated with maps as exact as its original's. Parameters are drawn here, an
 (Perez-Garcia et al., Computer Methods and Programs in Biomedicine 2021); their ranges are assumed.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,10 +17,9 @@ import torch
 import torchio
 from numpy.typing import NDArray
 
-from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.files import write_json
 from lfmri_trainer.parallel import Counter, in_processes
-from lfmri_trainer.randomness import named_generator
+from lfmri_trainer.randomness import made_with, named_generator
 from lfmri_trainer.simulation.pairs import write_volume
 from lfmri_trainer.subjects import Subject, find_subjects
 from lfmri_trainer.tissue import Anatomy, load_anatomy
@@ -143,24 +141,11 @@ def vary_folder(
         InputRefused: no subjects, one that cannot be used, or a copy that another seed made.
     """
     planned = {f"{s.name}_copy-{number}": s for s in find_subjects(subjects) for number in range(1, copies + 1)}
-    missing = {name: subject for name, subject in planned.items() if not _made_with(out / name / RECORD, seed)}
+    missing = {name: subject for name, subject in planned.items() if not made_with(out / name / RECORD, seed)}
     counter = Counter(len(planned) - len(missing), len(planned), progress)
     jobs = [partial(_vary_subject, subject, out / name, seed=seed) for name, subject in missing.items()]
     in_processes(jobs, workers=workers, ended=lambda _: counter(1))
     return list(planned)
-
-
-def _made_with(record: Path, seed: int) -> bool:
-    """Whether a copy is there already; InputRefused where another seed made it."""
-    if not record.is_file():
-        return False
-    try:
-        found = json.loads(record.read_text())["seed"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputRefused(f"{record}: {error!r}; expected what `lfmri vary` wrote: delete its folder") from None
-    if found != seed:
-        raise InputRefused(f"{record} was drawn with the seed {found}; expected {seed}: use it, or another --out")
-    return True
 
 
 def _vary_subject(subject: Subject, folder: Path, *, seed: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from lfmri_runtime.decoding import decode
 from lfmri_runtime.errors import BundleRefused, InputRefused
 from lfmri_trainer.network.unet import UNet
-from lfmri_trainer.subjects import person_of
+from lfmri_trainer.subjects import same_people
 
 WEIGHTS = "weights.npz"
 SUMMARY = "summary.json"
@@ -69,8 +69,7 @@ def refuse_learned(before: Learned, held_out: Iterable[str], what: str) -> None:
     Raises:
         InputRefused: naming them.
     """
-    people = {person_of(subject) for subject in before.subjects}
-    seen = sorted({subject for subject in held_out if person_of(subject) in people})
+    seen = same_people(held_out, before.subjects)
     if seen:
         raise InputRefused(
             f"{what} learned from {', '.join(seen)}, which the split validation holds; expected unseen people there: "

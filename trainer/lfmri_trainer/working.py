@@ -8,8 +8,9 @@ Everything here that the runtime also does is the runtime's own code.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,12 @@ class WorkingPair:
     def thick_axis(self) -> int:
         """The thick axis of the scan, 0 to 2 in RAS order."""
         return AXES.index(self.parameters.thick_axis)
+
+
+def pairs_identity(pairs: Sequence[PairParameters], processing: Processing) -> str:
+    """SHA-256 of pairs' draws and their processing: what was learned from others is another thing."""
+    described = json.dumps([asdict(pair) for pair in pairs]) + render(processing)
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def learn_processing(folder: Path, pairs: Sequence[PairParameters], *, voxel_size: float, multiple: int) -> Processing:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lfmri_runtime.backends import Step
 from lfmri_runtime.bundle import STEP, Bundle
-from lfmri_runtime.errors import BackendMissing, BundleRefused
+from lfmri_runtime.errors import BackendMissing, BundleRefused, LfmriError, TryAgainLater
 
 Float32Array = NDArray[np.float32]
 
@@ -19,6 +19,13 @@ LOG_ERRORS = 3
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 #: By default CUDA rounds float32 to 10 bits (TF32), and takes the convolutions that won a timing in this very process.
 OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
+#: What the library says when memory is all that was missing; the next scan may fit.
+FULL = ("failed to allocate memory", "out of memory")
+MEMORY = "there is too little free memory; close other programs or take a smaller batch"
+EXPECTED_PROVIDER = (
+    "expected the provider that was asked for: check the GPU's driver and that CUDA and cuDNN are those that "
+    "onnxruntime-gpu names"
+)
 
 
 class OnnxRuntimeStep(Step):
@@ -34,6 +41,7 @@ class OnnxRuntimeStep(Step):
     Raises:
         BackendMissing: the library does not run on what was asked for.
         BundleRefused: the graph cannot be loaded, or its arrays are not those of the contract.
+        TryAgainLater: too little memory.
     """
 
     name = "onnxruntime"
@@ -69,11 +77,13 @@ def open_step(bundle: Bundle, *, threads: int = 0) -> Step:
 def open_session(bundle: Bundle, provider: str, *, threads: int) -> Any:
     """Open the step graph on one provider, and compare what runs with what was asked for.
 
-    The library falls back to the CPU without an error where a provider cannot start.
+    Where a provider cannot start, the library falls back to the CPU without an error, or raises Python's own errors;
+    for the graph it has classes of its own.
 
     Raises:
-        BackendMissing: another provider runs.
+        BackendMissing: another provider runs, or this one cannot start.
         BundleRefused: the graph cannot be loaded.
+        TryAgainLater: too little memory.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -82,17 +92,27 @@ def open_session(bundle: Bundle, provider: str, *, threads: int) -> Any:
     content = bundle.read(STEP)
     try:
         providers = [(provider, OPTIONS.get(provider, {}))]
-        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        session = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=False)
     except Exception as error:  # noqa: BLE001 - the library raises a dozen classes of its own
-        reason = str(error).splitlines()[0]
-        raise BundleRefused(f"{bundle.path / STEP} cannot be loaded ({reason}); export the bundle again") from None
+        raise _refusal(bundle, provider, error) from None
     found = session.get_providers()[0]
     if found != provider:
-        raise BackendMissing(
-            f"ONNX Runtime was asked for {provider} and runs on {found}; expected {provider}: check the GPU's driver "
-            "and that CUDA and cuDNN are those that onnxruntime-gpu names"
-        )
+        raise BackendMissing(f"ONNX Runtime was asked for {provider} and runs on {found}; {EXPECTED_PROVIDER}")
     return session
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error of the library says that memory is all that was missing."""
+    return any(word in str(error).lower() for word in FULL)
+
+
+def _refusal(bundle: Bundle, provider: str, error: Exception) -> LfmriError:
+    if lacks_memory(error):
+        return TryAgainLater(MEMORY)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if provider != OnnxRuntimeStep.asked and isinstance(error, (RuntimeError, ValueError)):
+        return BackendMissing(f"{provider} cannot start ({reason}); {EXPECTED_PROVIDER}")
+    return BundleRefused(f"{bundle.path / STEP} cannot be loaded ({reason}); export the bundle again")
 
 
 def _check_arrays(bundle: Bundle, session: Any) -> None:

@@ -11,14 +11,12 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from lfmri_runtime.backends import Step
-from lfmri_runtime.backends.onnxruntime import OnnxRuntimeStep
+from lfmri_runtime.backends.onnxruntime import MEMORY, OnnxRuntimeStep, lacks_memory
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.errors import BackendMissing, LfmriError, TryAgainLater
 
 Float32Array = NDArray[np.float32]
 
-#: What the library says when memory is all that was missing; the next scan may fit.
-FULL = ("failed to allocate memory", "out of memory")
 #: Characters of a library's message that are kept.
 MAX_REASON = 300
 
@@ -92,11 +90,9 @@ class CudaStep(OnnxRuntimeStep):
         except LfmriError:
             raise
         except Exception as error:  # noqa: BLE001 - the library raises a dozen classes of its own
+            if lacks_memory(error):
+                raise TryAgainLater(MEMORY) from None
             reason = " ".join(str(error).split())[:MAX_REASON]
-            if any(word in reason.lower() for word in FULL):
-                raise TryAgainLater(
-                    "the GPU has too little free memory; close other programs or take a smaller batch"
-                ) from None
             self._broken = True
             raise TryAgainLater(f"the GPU failed ({reason}); look at the system's log and run again") from None
 

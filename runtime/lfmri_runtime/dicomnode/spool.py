@@ -41,10 +41,8 @@ KEEP_SECONDS = 24 * 3600
 REASON = "reason.txt"
 #: What the journal will say of a job, since its folder is named by a hash.
 RECORD = "job.json"
-#: One byte for every process that works on the series; each takes its own away unless it is torn from the work.
+#: How many processes ended while they worked on the series.
 INTERRUPTIONS = "interruptions"
-#: A series that took the process down so often is not tried again: memory, as a rule.
-MOST_INTERRUPTIONS = 5
 
 
 def key(uid: str) -> str:
@@ -141,22 +139,6 @@ class Spool:
     def working(self) -> list[Path]:
         """Series that are being enhanced, or were when the last process ended."""
         return sorted((self.root / "working").iterdir())
-
-    def worn_out(self, folder: Path) -> bool:
-        """Whether too many processes have ended while they worked on the series."""
-        marks = folder / INTERRUPTIONS
-        return marks.exists() and marks.stat().st_size >= MOST_INTERRUPTIONS
-
-    def mark(self, folder: Path) -> None:
-        """Note that this process begins to work on a series."""
-        with (folder / INTERRUPTIONS).open("ab") as stream:
-            stream.write(b".")
-
-    def unmark(self, folder: Path) -> None:
-        """The work has ended and the process lives; the series may have moved on."""
-        with suppress(OSError):
-            marks = folder / INTERRUPTIONS
-            os.truncate(marks, marks.stat().st_size - 1)
 
     def repeated(self, folder: Path) -> bool:
         """Whether a working series is only a part, unchanged, of one that has been enhanced.

@@ -5,6 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
+from lfmri_runtime.console import interruptions
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ConsoleSettings
 from lfmri_runtime.console.station import EnhanceOptions, Station
@@ -12,7 +13,7 @@ from lfmri_runtime.dicom.derived import write_derived, write_uncertainty
 from lfmri_runtime.dicom.selection import reason_to_pass_by
 from lfmri_runtime.dicom.series import Series, group_files, read_series
 from lfmri_runtime.dicomnode.loop import Loop
-from lfmri_runtime.dicomnode.spool import MOST_INTERRUPTIONS, Spool
+from lfmri_runtime.dicomnode.spool import INTERRUPTIONS, Spool
 from lfmri_runtime.enhancer import Enhanced
 from lfmri_runtime.errors import InputRefused, LfmriError, TryAgainLater
 
@@ -59,13 +60,14 @@ class Worker:
         Raises:
             TryAgainLater: full disk and the like; the series stays, and is taken up again.
         """
-        worn_out = self._spool.worn_out(folder)
-        self._spool.mark(folder)
+        marks = folder / INTERRUPTIONS
+        worn_out = interruptions.worn_out(marks)
+        interruptions.begin(marks)
         try:
             self._advance(folder, seconds, worn_out=worn_out)
         finally:
             if self._station.trouble() is None:  # a device that failed takes the process down, and its mark stays
-                self._spool.unmark(folder)
+                interruptions.end(marks)
 
     def _advance(self, folder: Path, seconds: dict[str, float], *, worn_out: bool) -> None:
         """Bring one series to its next state; a series that cannot be enhanced stops nothing."""
@@ -78,7 +80,7 @@ class Worker:
         try:
             source = _source(paths, otherwise=source)
             if worn_out:
-                raise InputRefused(f"{MOST_INTERRUPTIONS} processes ended while they worked on it; out of memory?")
+                raise InputRefused(interruptions.GIVEN_UP)
             reason = reason_to_pass_by(paths)
             if reason is None:
                 self._enhance(folder, paths, source, seconds)

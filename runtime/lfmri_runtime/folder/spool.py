@@ -16,6 +16,8 @@ from lfmri_runtime.folder.items import DONE, FAILED, WORKING, Mark, is_whole_nam
 from lfmri_runtime.folder.names import free_name
 
 LOCK = ".lfmri.lock"
+#: Beside a claimed item, hidden: how many processes ended while they worked on it.
+INTERRUPTIONS = ".{}.interruptions"
 
 
 class Spool:
@@ -81,6 +83,10 @@ class Spool:
         except FileNotFoundError:
             return None
 
+    def interruptions(self, claim: Path) -> Path:
+        """Where is noted how many processes ended while they worked on an item; it stays when that is given back."""
+        return self._working / INTERRUPTIONS.format(claim.name)
+
     def give_back(self, claim: Path) -> None:
         """Move a claimed item back into IN."""
         claim.rename(_free(self.folder, claim.name))
@@ -91,6 +97,7 @@ class Spool:
         Raises:
             TryAgainLater: done/ was cleared away and cannot be made again.
         """
+        self.interruptions(claim).unlink(missing_ok=True)
         claim.rename(_place(self._done, claim.name))
 
     def fail(self, claim: Path, reason: str) -> None:
@@ -104,6 +111,7 @@ class Spool:
             write_text(target.with_name(f"{target.name}.reason.txt"), reason + "\n")
         except TryAgainLater:
             raise _unwritable(self._failed) from None
+        self.interruptions(claim).unlink(missing_ok=True)
         claim.rename(target)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from lfmri_runtime.console import interruptions
 from lfmri_runtime.console.disk import shortage
 from lfmri_runtime.errors import InputRefused, TryAgainLater
 from lfmri_runtime.files import remove_leftovers, write_json
@@ -67,7 +68,7 @@ class Watcher:
         mark = mark_of(claim)
         try:
             try:
-                results = self._worker.work(claim, claim.name)
+                results = self._work(claim)
                 if mark is None or mark_of(claim) != mark:
                     raise TryAgainLater("a scan changed while it was enhanced; it is waited for again")
                 self._report(claim, results)
@@ -80,6 +81,18 @@ class Watcher:
             if os.path.lexists(claim):  # or somebody took it out of working/
                 raise
         return ()
+
+    def _work(self, claim: Path) -> tuple[Result, ...]:
+        """Enhance an item, with a mark on it for as long as that takes; what ended too many processes is given up."""
+        marks = self._spool.interruptions(claim)
+        if interruptions.worn_out(marks):
+            return (self._worker.fail("", interruptions.GIVEN_UP),)
+        interruptions.begin(marks)
+        try:
+            return self._worker.work(claim, claim.name)
+        finally:
+            if self._worker.station.trouble() is None:  # a device that failed takes the process down: its mark stays
+                interruptions.end(marks)
 
     def _report(self, claim: Path, results: tuple[Result, ...]) -> None:
         """Write result.json where there is something to use, and settle the original."""

@@ -1,9 +1,8 @@
 """The pairs that baselines are fitted on: the training split, on the working grid of the bundle's contract."""
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from lfmri_runtime.contract import Processing, render
 from lfmri_runtime.errors import InputRefused
 from lfmri_trainer.simulation.draws import PairParameters
-from lfmri_trainer.working import Float16Array, WorkingPair, working_pairs
+from lfmri_trainer.working import Float16Array, WorkingPair, pairs_identity, working_pairs
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class TrainingPairs:
                 f"{folder}: no pair has the split train; expected some to fit a baseline on: give pairs that have, "
                 "or fitted baselines with --fitted"
             )
-        described = json.dumps([asdict(row) for row in chosen]) + render(processing)
-        identity = hashlib.sha256(described.encode()).hexdigest()
+        identity = pairs_identity(chosen, processing)
         return cls(working_pairs(folder, chosen, processing), identity, scale_of(processing))
 
 

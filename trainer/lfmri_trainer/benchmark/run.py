@@ -20,7 +20,7 @@ from lfmri_trainer.benchmark.cases import Case, TestSet, choose_sets, open_cases
 from lfmri_trainer.benchmark.results import Result, result_of
 from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.simulation.pairs import read_pairs
-from lfmri_trainer.subjects import person_of
+from lfmri_trainer.subjects import same_people
 
 RESULTS = "results"
 FITTED = "fitted"
@@ -182,8 +182,7 @@ def _without(
 
 
 def _check_unseen(tested: set[str], subjects: Sequence[str], said: str) -> None:
-    people = {person_of(subject) for subject in subjects}
-    seen = sorted(subject for subject in tested if person_of(subject) in people)
+    seen = same_people(tested, subjects)
     if seen:
         raise InputRefused(
             f"{said} {', '.join(seen)}, which the test set holds; expected unseen subjects: simulate with other "

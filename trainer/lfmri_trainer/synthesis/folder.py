@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
+from lfmri_runtime.files import sha256_file, write_json
 from lfmri_trainer.parallel import Counter, in_processes
-from lfmri_trainer.randomness import named_generator
+from lfmri_trainer.randomness import made_with, named_generator
 from lfmri_trainer.simulation.pairs import write_volume
 from lfmri_trainer.subjects import open_volume
 from lfmri_trainer.synthesis.tissues import LABEL_LIMIT, TISSUES
@@ -20,6 +21,8 @@ from lfmri_trainer.tissue import MAX_VOXELS
 ENDINGS = (".nii.gz", ".nii", ".mgz")
 #: Voxels of air kept around the head.
 MARGIN = 4
+#: What a subject was made from.
+RECORD = "synthesis.json"
 #: Written last: a subject that has it is complete.
 IMAGE = "T1w.nii.gz"
 
@@ -45,12 +48,13 @@ def synthesise_folder(
         the names of the subjects.
 
     Raises:
-        InputRefused: no label map, or one that cannot be used.
+        InputRefused: no label map, one that cannot be used, or a subject that another seed made; one without a record
+            of its seed is taken as it is.
     """
     found = {_name(path): path for path in sorted(maps.glob("*")) if path.name.endswith(ENDINGS)}
     if not found:
         raise InputRefused(f"{maps}: no label map found; expected files that end in {', '.join(ENDINGS)}")
-    missing = {name: path for name, path in found.items() if not (out / name / IMAGE).is_file()}
+    missing = {name: path for name, path in found.items() if not _complete(out / name, seed)}
     counter = Counter(len(found) - len(missing), len(found), progress)
     jobs = [partial(synthesise_subject, path, out / name, seed=seed) for name, path in missing.items()]
     in_processes(jobs, workers=workers, ended=lambda _: counter(1))
@@ -64,6 +68,7 @@ def synthesise_subject(path: Path, folder: Path, *, seed: int) -> None:
     for kind in ("gm", "wm", "csf"):
         write_volume(folder / f"{kind.upper()}.nii.gz", getattr(subject, kind), affine)
     write_volume(folder / "brain_mask.nii.gz", subject.mask.astype(np.uint8), affine)
+    write_json(folder / RECORD, {"labels": sha256_file(path), "seed": seed})
     write_volume(folder / IMAGE, np.rint(subject.image).astype(np.int16), affine)
 
 
@@ -95,6 +100,11 @@ def read_labels(path: Path) -> tuple[Labels, NDArray[np.float64]]:
     affine = grid.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ first
     return data[tuple(slice(a, b) for a, b in zip(first, last, strict=True))].astype(np.int16), affine
+
+
+def _complete(folder: Path, seed: int) -> bool:
+    record = folder / RECORD
+    return (folder / IMAGE).is_file() and (not record.is_file() or made_with(record, seed))
 
 
 def _name(path: Path) -> str:
