@@ -18,6 +18,7 @@ from lfmri_runtime.contract import render
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.volume import read_scan
+from lfmri_trainer.baselines.flow import Flow
 from lfmri_trainer.calibration import SAMPLES, SLICES, calibrate, coverage, crossings, fit_scale
 from lfmri_trainer.simulation.pairs import low_path, read_pairs
 from lfmri_trainer.working import WorkingPair, working_pairs
@@ -153,10 +154,17 @@ def test_an_export_fits_the_scale_on_validation_scans(
     splits = (("s1", "train", "S"), *(("s2", "validation", axis) for axis in "RAS"), ("s3", "validation", "A"))
     splits += (("s3", "validation", "S"), ("s4", "test", "S"))
     pairs, folder, out = write_tiny_pairs(tmp_path / "pairs", splits), tmp_path / "run", tmp_path / "bundle"
-    folder.mkdir()
-    tiny_settings(pairs).save(folder)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for run_folder, initial, steps, batch, subjects in (
+        (first, "", 3, 16, ["s0"]),
+        (second, str(first), 2, 16, ["s1"]),
+        (folder, str(second), 4, 2, ["s1"]),
+    ):
+        run_folder.mkdir()
+        tiny_settings(pairs, initial=initial).save(run_folder)
+        summary = {"steps": steps, "steps_in_all": 9, "batch": batch, "training_subjects": subjects}
+        (run_folder / "summary.json").write_text(json.dumps(summary))
     (folder / "processing.json").write_text(render(PROCESSING))
-    (folder / "summary.json").write_text(json.dumps({"steps": 4, "steps_in_all": 4, "training_subjects": ["s1"]}))
     assert run(["export", str(folder), "--out", str(out), "--precision", "float32"]) == 0
     bundle = open_bundle(out)
     chosen = [row for row in read_pairs(pairs) if row.pair in ("s2-A", "s2-S", "s3-S")]  # the middles of thirds
@@ -170,3 +178,10 @@ def test_an_export_fits_the_scale_on_validation_scans(
         assert calibration.scale == pytest.approx(same.scale, rel=1e-3)
         assert f"{calibration.steps:3d} steps: uncertainty scaled by {calibration.scale:.2f}" in shown
         assert f"| {calibration.steps} | {calibration.scale:.2f} |" in card
+    earlier = [line for line in card.splitlines() if line.startswith("- started from: ")]
+    assert [line.partition(", settings")[0] for line in earlier] == [
+        "- started from: steps 2, steps_in_all 9, batch 16",  # of the same subject, which is not said again
+        "- started from: steps 3, steps_in_all 9, batch 16, training_subjects s0",
+    ]
+    assert Flow(bundle, step, 1).budget == "3 steps of 16 crops, then 2 steps of 16 crops, then 4 steps of 2 crops"
+    assert str(tmp_path) not in json.dumps(bundle.contract.training)

@@ -1,11 +1,13 @@
 """MODEL_CARD.md: what a model was made of and how far it can be trusted, from the contract and measured figures."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lfmri_export.gate import Parity
 from lfmri_runtime.calibration import FITTED_LEVEL, Calibration
 from lfmri_runtime.contract import Contract
 from lfmri_trainer.simulation.presets import OUT_OF_DISTRIBUTION_MEAN, PRESETS, T1W_MEAN
+from lfmri_trainer.weights import stretches
 
 INTENDED_USE = (
     "Research on low-field T1-weighted brain MRI. Not a medical device: not for diagnosis. Structures in an enhanced "
@@ -16,6 +18,7 @@ INTENDED_USE = (
 def model_card(contract: Contract, parity: Sequence[Parity]) -> str:
     """Render the card as Markdown."""
     training = contract.training
+    own, *before = map(_said, stretches(training))
     lines = [
         f"# {contract.name} {contract.version}",
         "",
@@ -32,7 +35,8 @@ def model_card(contract: Contract, parity: Sequence[Parity]) -> str:
         "",
         "## Training",
         "",
-        *(f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in training.items() if name != "parity"),
+        *(f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in own.items()),
+        *(f"- started from: {_text(earlier)}" for earlier in before),
         "",
         *(_preset(name) for name in training.get("presets", []) if name in PRESETS),
         "",
@@ -77,6 +81,10 @@ def _uncertainty(known: Sequence[Calibration]) -> list[str]:
         "| --- | --- |",
         *(f"| {calibration.steps} | {calibration.scale:.2f} |" for calibration in known),
     ]
+
+
+def _said(stretch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in stretch.items() if name not in ("parity", "started_from")}
 
 
 def _preset(name: str) -> str:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lfmri_trainer.network.unet import parameter_count
 from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
 from lfmri_trainer.train import PROCESSING
-from lfmri_trainer.weights import SUMMARY, Learned, learned, load_weights, refuse_learned
+from lfmri_trainer.weights import SUMMARY, Learned, learned, load_weights, refuse_learned, stretches
 from lfmri_trainer.working import WorkingPair, working_pairs
 
 PRECISIONS = ("float16", "float32")
@@ -171,10 +172,17 @@ def _json(path: Path) -> Any:
 
 
 def _training(run: Path, settings: TrainingSettings) -> dict[str, Any]:
-    """A run's summary and settings without paths of the training machine, and those of the run that it started from."""
+    """A run's summary and settings without paths of the training machine, and those of the run that it started from.
+
+    What an earlier run learned from is said where it differs from the last.
+    """
     published = {key: value for key, value in asdict(settings).items() if key not in ("pairs", "initial")}
     training = {**_json(run / SUMMARY), "settings": published}
     if settings.initial:
         earlier = Path(settings.initial)
         training["started_from"] = _training(earlier, TrainingSettings.load(earlier / CONFIGURATION))
+    for before in islice(stretches(training), 1, None):
+        for key in ("training_subjects", "validation_subjects", "presets"):
+            if key in before and before[key] == training.get(key):
+                del before[key]
     return training

@@ -24,7 +24,7 @@ from lfmri_trainer.train import PROCESSING
 from lfmri_trainer.weights import SUMMARY, WEIGHTS
 
 #: What the contract's training section holds beside a run's summary.
-BESIDE = ("data", "settings", "started_from", "parity")
+BESIDE = ("data", "settings", "parity")
 
 
 def start_from_bundle(bundle: Path | None, run: Path) -> None:

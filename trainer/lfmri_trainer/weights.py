@@ -5,7 +5,7 @@ RUN/summary.json   steps, pairs, subjects and last validation
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,14 @@ def read_summary(run: Path, *counts: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleRefused(f"{run / SUMMARY}: {error}; expected a run of this version of `lfmri train`") from None
     return summary
+
+
+def stretches(training: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a contract says of a model's training, and of each run that it started from, the last first."""
+    stretch: dict[str, Any] | None = training
+    while stretch is not None:
+        yield stretch
+        stretch = stretch.get("started_from")
 
 
 def refuse_learned(before: Learned, held_out: Iterable[str], what: str) -> None:

@@ -1,6 +1,7 @@
 """The proposed model: a bundle's step in the Euler loop, as `lfmri enhance` runs it on slices of one plane."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from lfmri_runtime.enhancer import BATCH
 from lfmri_runtime.sampler import euler, uniform_time_grid
 from lfmri_runtime.slices import batches, noise_volume, pad, padded_shape
 from lfmri_trainer.baselines.method import Context, Float32Array, Method, Request
+from lfmri_trainer.weights import stretches
 
 #: Of x_0: the one that `lfmri enhance` takes when nothing is asked.
 SEED = 0
@@ -33,8 +35,7 @@ class Flow(Method):
         self.key = f"{type(self).key}-{steps}"
         self.title = f"{contract.name}, {steps} step{'s' if steps > 1 else ''}"
         self.parameters = contract.parameters
-        trained = contract.training.get("steps_in_all")
-        self.budget = f"{trained} steps of {contract.training.get('batch')} crops" if trained else "not said"
+        self.budget = _budget(contract.training)
         self.identity = f"{bundle.sha256}, {steps} steps, seed {SEED}"
         self.source_std = contract.source_std
         self.multiple = contract.processing.multiple
@@ -61,3 +62,9 @@ class Flow(Method):
     def slices_computed(self, request: Request) -> int:
         """As many as are asked for."""
         return len(request.indices)
+
+
+def _budget(training: dict[str, Any]) -> str:
+    """Steps and crops of each stretch, the first first."""
+    runs = [(run["steps"], run["batch"]) for run in stretches(training) if {"steps", "batch"} <= run.keys()]
+    return ", then ".join(f"{steps} steps of {batch} crops" for steps, batch in reversed(runs)) or "not said"
