@@ -194,12 +194,20 @@ def test_a_run_that_starts_from_another_counts_what_that_one_learned_from(
 ) -> None:
     (tmp_path / "earlier").mkdir()
     (tmp_path / "earlier" / "weights.npz").write_bytes((run / "weights.npz").read_bytes())
+    known = (run / "processing.json").read_text()
+    other = known.replace('"target": 0.', '"target": 0.0')
+    assert other != known
+    (tmp_path / "earlier" / "processing.json").write_text(other)
     summary = json.dumps({"steps_in_all": 7, "training_subjects": ["s0", "s2"]})
     (tmp_path / "earlier" / "summary.json").write_text(summary)
     train(tiny_settings(pairs, max_steps=1, initial=str(tmp_path / "earlier")), tmp_path / "run")
     assert learned(tmp_path / "run") == Learned(steps=8, subjects=("s0", "s1", "s2"))
+    assert (tmp_path / "run" / "processing.json").read_text() == other  # the scale by which its weights know scans
     (tmp_path / "earlier" / "summary.json").write_text("{}")
     with pytest.raises(BundleRefused, match=r"summary\.json: 'steps_in_all'; expected a run of this version"):
+        train(tiny_settings(pairs, initial=str(tmp_path / "earlier")), tmp_path / "other")
+    (tmp_path / "earlier" / "processing.json").unlink()
+    with pytest.raises(BundleRefused, match=r"processing\.json: .*; expected the run that"):
         train(tiny_settings(pairs, initial=str(tmp_path / "earlier")), tmp_path / "other")
 
 

@@ -21,15 +21,14 @@ from lfmri_export.graph import OPSET, array_specs, export_step, half_weights, pa
 from lfmri_runtime.backends import Step, open_backend
 from lfmri_runtime.bundle import CARD, CONTRACT, GOLDEN, SEAL, STEP, open_bundle, seal_of
 from lfmri_runtime.calibration import Calibration
-from lfmri_runtime.contract import SCHEMA, Contract, Processing, decode, render
+from lfmri_runtime.contract import SCHEMA, Contract, Processing, render
 from lfmri_runtime.errors import BundleRefused, TryAgainLater, UsageError
 from lfmri_trainer.calibration import Progress, calibrate
 from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.network.unet import parameter_count
 from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
-from lfmri_trainer.train import PROCESSING
-from lfmri_trainer.weights import SUMMARY, Learned, learned, load_weights, refuse_learned, stretches
+from lfmri_trainer.weights import SUMMARY, Learned, learned, load_weights, read_processing, refuse_learned, stretches
 from lfmri_trainer.working import WorkingPair, working_pairs
 
 PRECISIONS = ("float16", "float32")
@@ -77,7 +76,7 @@ def export(
     if out.exists():
         raise UsageError(f"{out} exists; expected a new folder: remove it or choose another --out")
     settings = TrainingSettings.load(run / CONFIGURATION)
-    processing: Processing = decode(Processing, _json(run / PROCESSING), PROCESSING)
+    processing = read_processing(run)
     settings.check()
     network = build_network(settings.preset).eval()
     load_weights(network, run)

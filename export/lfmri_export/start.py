@@ -20,8 +20,7 @@ from lfmri_runtime.errors import BundleRefused, UsageError
 from lfmri_runtime.files import atomic_write, write_json, write_text
 from lfmri_trainer.network.presets import PRESETS, build_network
 from lfmri_trainer.settings import TrainingSettings
-from lfmri_trainer.train import PROCESSING
-from lfmri_trainer.weights import SUMMARY, WEIGHTS
+from lfmri_trainer.weights import PROCESSING, SUMMARY, WEIGHTS
 
 #: What the contract's training section holds beside a run's summary.
 BESIDE = ("data", "settings", "parity")

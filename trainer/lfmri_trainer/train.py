@@ -12,6 +12,7 @@ import logging
 import math
 import signal
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,10 +36,19 @@ from lfmri_trainer.module import FlowModule, exponential_average
 from lfmri_trainer.network.presets import PRESETS
 from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
-from lfmri_trainer.weights import SUMMARY, WEIGHTS, Learned, learned, load_weights, read_summary, refuse_learned
+from lfmri_trainer.weights import (
+    PROCESSING,
+    SUMMARY,
+    WEIGHTS,
+    Learned,
+    learned,
+    load_weights,
+    read_processing,
+    read_summary,
+    refuse_learned,
+)
 from lfmri_trainer.working import learn_processing, pairs_identity, working_pairs
 
-PROCESSING = "processing.json"
 CHECKPOINT = "checkpoints/last.ckpt"
 
 
@@ -64,10 +74,11 @@ def train(settings: TrainingSettings, run: Path, *, resume: bool = False) -> Non
         warnings.filterwarnings("ignore", "The dirpath has changed")  # the run folder was moved, which is allowed
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
         pl.seed_everything(settings.seed, verbose=False)
-        module, data = FlowModule(settings), PairsData(settings)
-        before = _resumed(run, data) if resume else _begun(settings, data)
-        if settings.initial and not resume:
-            load_weights(module.network, Path(settings.initial))
+        start = Path(settings.initial) if settings.initial else None
+        module, data = FlowModule(settings), PairsData(settings, run if resume else start)
+        before = _resumed(run, data) if resume else _begun(start, data)
+        if start is not None and not resume:
+            load_weights(module.network, start)
         trainer = _trainer(settings, run, data, before)
         if trainer.is_global_zero:
             run.mkdir(parents=True, exist_ok=True)
@@ -76,10 +87,10 @@ def train(settings: TrainingSettings, run: Path, *, resume: bool = False) -> Non
         _fit(trainer, module, data, checkpoint if resume else None)
 
 
-def _begun(settings: TrainingSettings, data: "PairsData") -> Learned:
+def _begun(start: Path | None, data: "PairsData") -> Learned:
     """What the weights that a new run starts from have learned from: none of the people that it holds out."""
-    before = learned(Path(settings.initial) if settings.initial else None)
-    refuse_learned(before, (pair.parameters.subject for pair in data.validation_pairs), settings.initial)
+    before = learned(start)
+    refuse_learned(before, (pair.parameters.subject for pair in data.validation_pairs), str(start))
     return before
 
 
@@ -111,21 +122,28 @@ class PairsData(pl.LightningDataModule):
 
     Args:
         settings: of the run.
+        earlier: run whose weights go on to learn; they know scans by its scale of intensities, which stays. None learns
+            the scale from the training split.
 
     Attributes:
         identity: SHA-256 of the draws of the training and validation pairs, and of their processing.
 
     Raises:
         InputRefused: the table or a volume cannot be used, or there is no training pair.
+        BundleRefused: the earlier run has no scale.
     """
 
-    def __init__(self, settings: TrainingSettings) -> None:
+    def __init__(self, settings: TrainingSettings, earlier: Path | None = None) -> None:
         super().__init__()
         self.settings = settings
         folder = Path(settings.pairs)
         rows = read_pairs(folder)
         self.multiple = PRESETS[settings.preset].multiple
-        self.processing = learn_processing(folder, rows, voxel_size=settings.voxel_size, multiple=self.multiple)
+        size, multiple = settings.voxel_size, self.multiple
+        if earlier is None:
+            self.processing = learn_processing(folder, rows, voxel_size=size, multiple=multiple)
+        else:
+            self.processing = replace(read_processing(earlier), voxel_size=size, multiple=multiple)
         used = [row for row in rows if row.split != "test"]
         self.identity = pairs_identity(used, self.processing)
         opened = working_pairs(folder, used, self.processing)

@@ -1,7 +1,8 @@
 """The averaged weights of a run, and what they learned from.
 
-RUN/weights.npz    plain arrays, nothing pickled
-RUN/summary.json   steps, pairs, subjects and last validation
+RUN/weights.npz        plain arrays, nothing pickled
+RUN/processing.json    the intensities that they know
+RUN/summary.json       steps, pairs, subjects and last validation
 """
 
 import json
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from lfmri_runtime.contract import Processing
 from lfmri_runtime.decoding import decode
 from lfmri_runtime.errors import BundleRefused, InputRefused
 from lfmri_trainer.network.unet import UNet
 from lfmri_trainer.subjects import same_people
 
 WEIGHTS = "weights.npz"
+PROCESSING = "processing.json"
 SUMMARY = "summary.json"
 
 
@@ -69,6 +72,19 @@ def stretches(training: dict[str, Any]) -> Iterator[dict[str, Any]]:
     while stretch is not None:
         yield stretch
         stretch = stretch.get("started_from")
+
+
+def read_processing(run: Path) -> Processing:
+    """Read how the scans of a run were processed.
+
+    Raises:
+        BundleRefused: the file is missing or is none.
+    """
+    try:
+        found: Processing = decode(Processing, json.loads((run / PROCESSING).read_text()), PROCESSING)
+    except (OSError, ValueError) as error:
+        raise BundleRefused(f"{run / PROCESSING}: {error}; expected the run that `lfmri train` made") from None
+    return found
 
 
 def refuse_learned(before: Learned, held_out: Iterable[str], what: str) -> None:
