@@ -123,6 +123,31 @@ def test_what_fails_on_the_gpu_is_said_in_one_line(
     assert step.broken is broken
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"), [("Failed to allocate memory", TryAgainLater), ("Got invalid dimensions", RuntimeException)]
+)
+def test_a_cpu_without_memory_may_do_better_later(noisy: Bundle, said: str, kind: type[Exception]) -> None:
+    class Failing:
+        def run(self, *_: object) -> None:
+            raise RuntimeException(said)
+
+    step, x = open_backend(noisy, threads=1), np.zeros((1, 1, 8, 8), np.float32)
+    step._session = Failing()  # type: ignore[attr-defined]
+    with pytest.raises(kind):
+        step(x, x, 0.0, 1.0)
+
+
+def test_openvino_compiles_for_the_first_scan_when_it_is_warmed(noisy: Bundle, tmp_path: Path) -> None:
+    step = open_backend(noisy, "openvino", precision="float32", threads=2, cache=tmp_path)
+    assert isinstance(step, openvino.OpenVinoStep)
+    step.warmup((4, 1, 16, 24))
+    assert step.seconds == 0
+    compiled = dict(step._models)
+    x = np.zeros((4, 1, 16, 24), np.float32)
+    assert len(list(step.flow([(x, x)] * 5, uniform_time_grid(2)))) == 5
+    assert dict(step._models) == compiled
+
+
 def test_a_stream_is_read_no_further_ahead_than_what_runs(noisy: Bundle, tmp_path: Path) -> None:
     step = opened("openvino", noisy, "float32", tmp_path)
     read = 0

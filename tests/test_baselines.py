@@ -35,7 +35,7 @@ from lfmri_trainer.simulation.pairs import read_pairs
 from lfmri_trainer.working import WorkingPair, working_pairs
 
 from .bundles import SHARE, MakeBundle, contract, numpy_euler
-from .training_fixtures import SIDE, write_tiny_pairs
+from .training_fixtures import SIDE, tiny_settings, write_tiny_pairs
 
 Array = NDArray[np.float32]
 SMALL = {"batch": 2, "crop": 32, "precision": "32-true", "seed": 4}
@@ -339,6 +339,7 @@ def test_regression_may_start_from_a_run(training: TrainingPairs, tmp_path: Path
     np.savez(tmp_path / "weights.npz", allow_pickle=False, **start.arrays())
     summary = json.dumps({"steps_in_all": 30, "training_subjects": ["s0", "s1"]})
     (tmp_path / "summary.json").write_text(summary)
+    tiny_settings(tmp_path).save(tmp_path)
     settings = replace(FITS[Regression], steps=1, learning_rate=1e-9, seed=5, initial=str(tmp_path))
     method = Regression(settings).fit(training, checkpoint=tmp_path / "checkpoint.npz")
     for name, value in start.arrays().items():

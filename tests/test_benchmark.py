@@ -432,9 +432,12 @@ def test_a_subject_that_a_method_was_trained_on_is_refused(
     tuned = make_bundle(uncertainty=(judged,))
     assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(tuned)]) == 3
     assert "the uncertainty of by-hand was calibrated on s4" in capsys.readouterr().err
-    noisy = make_bundle(training={"presets": ["tiny", "tiny-ood"]})
-    assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(noisy)]) == 3
-    assert "by-hand learned from the preset tiny-ood; expected one that is new to it as OOD" in capsys.readouterr().err
+    known = ["tiny", "tiny-ood"]
+    for training in ({"presets": known}, {"presets": ["tiny"], "started_from": {"presets": known}}):
+        noisy = make_bundle(training=training)
+        assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(noisy)]) == 3
+        said = capsys.readouterr().err
+        assert "by-hand learned from the preset tiny-ood; expected one that is new to it as OOD" in said
     rows = read_pairs(pairs)
     folder = tmp_path / "pairs"
     shutil.copytree(pairs, folder)

@@ -154,17 +154,14 @@ def test_an_export_fits_the_scale_on_validation_scans(
     splits = (("s1", "train", "S"), *(("s2", "validation", axis) for axis in "RAS"), ("s3", "validation", "A"))
     splits += (("s3", "validation", "S"), ("s4", "test", "S"))
     pairs, folder, out = write_tiny_pairs(tmp_path / "pairs", splits), tmp_path / "run", tmp_path / "bundle"
-    first, second = tmp_path / "first", tmp_path / "second"
-    for run_folder, initial, steps, batch, subjects in (
-        (first, "", 3, 16, ["s0"]),
-        (second, str(first), 2, 16, ["s1"]),
-        (folder, str(second), 4, 2, ["s1"]),
-    ):
-        run_folder.mkdir()
-        tiny_settings(pairs, initial=initial).save(run_folder)
-        summary = {"steps": steps, "steps_in_all": 9, "batch": batch, "training_subjects": subjects}
-        (run_folder / "summary.json").write_text(json.dumps(summary))
+    folder.mkdir()
+    tiny_settings(pairs, initial="gone").save(folder)
     (folder / "processing.json").write_text(render(PROCESSING))
+    summary: dict[str, Any] = {}
+    for steps, batch, subjects in ((3, 16, ["s0"]), (2, 16, ["s0"]), (1, 16, ["s0", "s1"]), (4, 2, ["s0", "s1"])):
+        before = {"started_from": summary} if summary else {}
+        summary = {"steps": steps, "steps_in_all": 9, "batch": batch, "training_subjects": subjects, **before}
+    (folder / "summary.json").write_text(json.dumps(summary))
     assert run(["export", str(folder), "--out", str(out), "--precision", "float32"]) == 0
     bundle = open_bundle(out)
     chosen = [row for row in read_pairs(pairs) if row.pair in ("s2-A", "s2-S", "s3-S")]  # the middles of thirds
@@ -179,9 +176,11 @@ def test_an_export_fits_the_scale_on_validation_scans(
         assert f"{calibration.steps:3d} steps: uncertainty scaled by {calibration.scale:.2f}" in shown
         assert f"| {calibration.steps} | {calibration.scale:.2f} |" in card
     earlier = [line for line in card.splitlines() if line.startswith("- started from: ")]
-    assert [line.partition(", settings")[0] for line in earlier] == [
-        "- started from: steps 2, steps_in_all 9, batch 16",  # of the same subject, which is not said again
-        "- started from: steps 3, steps_in_all 9, batch 16, training_subjects s0",
+    assert earlier == [
+        "- started from: steps 1, steps_in_all 9, batch 16",  # of the same subjects, which are not said again
+        "- started from: steps 2, steps_in_all 9, batch 16, training_subjects s0",
+        "- started from: steps 3, steps_in_all 9, batch 16",
     ]
-    assert Flow(bundle, step, 1).budget == "3 steps of 16 crops, then 2 steps of 16 crops, then 4 steps of 2 crops"
+    budget = ["3 steps of 16 crops", "2 steps of 16 crops", "1 steps of 16 crops", "4 steps of 2 crops"]
+    assert Flow(bundle, step, 1).budget == ", then ".join(budget)
     assert str(tmp_path) not in json.dumps(bundle.contract.training)

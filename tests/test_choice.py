@@ -197,6 +197,14 @@ def test_a_gpu_that_is_full_now_is_not_remembered(
     assert choose(bundle, cache=tmp_path).step.name == "tensorrt"
 
 
+def test_what_is_required_of_a_full_gpu_may_come_later(
+    bundle: Bundle, machine: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    machine({ORT: 0.0, TRT: FULL})
+    with pytest.raises(TryAgainLater, match=r"tensorrt does not pass here: .*too little free memory"):
+        choose(bundle, backend="tensorrt", require=True, cache=tmp_path)
+
+
 def test_a_gpu_that_is_full_now_leaves_an_earlier_choice(
     bundle: Bundle, machine: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -223,7 +231,7 @@ def test_a_gpu_that_fills_after_its_trial_leaves_the_others(
 
     monkeypatch.setattr(choice, "open_backend", filled)
     if not others:
-        with pytest.raises(BackendMissing, match="the GPU has too little free memory"):
+        with pytest.raises(TryAgainLater, match=r"no back end passes here: .*the GPU has too little free memory"):
             choose(bundle, cache=tmp_path)
         return
     found = choose(bundle, cache=tmp_path)

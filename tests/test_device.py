@@ -179,6 +179,7 @@ def test_verify_as_a_command(bundle: Bundle, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "skimage", None)
     assert run(command) == 5
     assert "lfmri[evaluate]" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == [], "no earlier verdict stays"
 
 
 # bench

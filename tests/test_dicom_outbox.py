@@ -1,5 +1,6 @@
 """The DICOM node's spool and its senders: states, late instances, order, refusals and destinations that come and go."""
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -333,6 +334,45 @@ def test_a_series_on_which_the_device_fails_again_and_again_is_given_up(
             bench = make(port)
     bench.work()
     assert bench.state("failed") == [key(SERIES)]
+
+
+def test_a_series_for_which_there_is_no_memory_now_holds_up_no_other(
+    tmp_path: Path, make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enhance = Station.enhance
+
+    def small_only(station: Station, data: Any, *arguments: Any, **named: Any) -> Any:
+        if data.shape[-1] > SMALL[-1]:
+            raise TryAgainLater("too little free memory")
+        return enhance(station, data, *arguments, **named)
+
+    bench = make(free_port())
+    large, other = (*SMALL[:2], SMALL[2] + 2), slices(tmp_path, 1)
+    bench.receive(slices(tmp_path, 0, shape=large), "large")
+    bench.receive(other, "small")
+    with monkeypatch.context() as patch:
+        patch.setattr(Station, "enhance", small_only)
+        for _ in range(interruptions.MOST + 1):
+            with pytest.raises(TryAgainLater, match="too little free memory"):
+                bench.work()
+    assert bench.state("working") == [key("large")]
+    assert [name.split("-")[-1] for name in bench.state("outbox")] == [key("small")]
+    bench.work()
+    assert bench.state("working") == []
+
+
+def test_what_another_user_left_in_the_outbox_does_not_refuse_the_spool(
+    make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_ours(folder: Path, doomed: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    bench = make(free_port())
+    (bench.spool.root / "outbox" / "1-put-back" / "to" / bench.names[0]).mkdir(parents=True)
+    monkeypatch.setattr(spools, "discard", not_ours)
+    bench = make(free_port())
+    assert bench.state("outbox") == ["1-put-back"]
+    bench.send()
 
 
 def test_room_is_made_though_the_full_disk_ends_every_round(

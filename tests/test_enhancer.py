@@ -378,6 +378,21 @@ def test_a_scan_of_background_alone_is_refused(plain: Enhancer, value: float) ->
         plain.enhance(np.full(SHAPE, value, np.float32), np.diag([1.5, 1.2, 5.0, 1.0]))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("masked", [True, False])
+def test_values_that_are_not_finite_are_refused(plain: Enhancer, scan: Scan, value: float, masked: bool) -> None:
+    data = scan[0].copy()
+    data[1, 2, 3] = value
+    with pytest.raises(InputRefused, match="values that are not finite"):
+        plain.enhance(data, scan[1], mask=np.ones(data.shape, bool) if masked else None)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4, 2), ()])
+def test_only_a_volume_is_a_scan(plain: Enhancer, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputRefused, match="expected three axes"):
+        plain.enhance(np.ones(shape, np.float32), np.eye(4))
+
+
 def test_a_scan_that_spans_a_room_is_refused(plain: Enhancer, scan: Scan) -> None:
     with pytest.raises(InputRefused, match="check its voxel sizes"):
         plain.enhance(scan[0], np.diag([50.0, 50.0, 50.0, 1.0]))

@@ -1,5 +1,6 @@
 """The watched folder: what is taken and when, where originals and results end, and what survives kill -9."""
 
+import errno
 import json
 import os
 import random
@@ -236,10 +237,9 @@ def test_the_oldest_comes_first_and_what_changes_while_it_waits_is_left(
         os.utime(folders.drop(scan, name), (1e9 - age, 1e9 - age))
     enhance = folders.station.enhance
 
-    working = {"working/a.nii.gz", "working/.a.nii.gz.interruptions"}
-
     def meanwhile(*arguments: Any, **named: Any) -> Enhanced:
-        assert tree(folders.input) == {*working, "b.nii.gz", "c.nii.gz"}
+        lying = {name for name in tree(folders.input) if not name.endswith(".interruptions")}
+        assert lying == {"working/a.nii.gz", "b.nii.gz", "c.nii.gz"}
         monkeypatch.undo()
         os.utime(folders.input / "c.nii.gz")
         return enhance(*arguments, **named)
@@ -405,24 +405,64 @@ def test_a_scan_that_takes_processes_down_is_given_up_and_the_next_has_its_turn(
     assert [result.status for result in folders.look()] == ["enhanced"]
 
 
-def test_a_scan_on_which_the_device_fails_again_and_again_is_given_up(
+def test_interruptions_count_against_the_scan_and_not_its_name(folders: Folders, scan: Path) -> None:
+    def claimed(path: Path) -> Path:
+        mark = mark_of(path)
+        assert mark is not None
+        claim = folders.spool.claim(path, mark, lambda name: False)
+        assert claim is not None
+        return claim
+
+    claim = claimed(folders.drop(scan))
+    for _ in range(interruptions.MOST):
+        interruptions.begin(folders.spool.interruptions(claim))
+    folders.spool.give_back(claim)
+    assert interruptions.worn_out(folders.spool.interruptions(claimed(folders.input / scan.name)))
+    claim.unlink()  # by a person
+    os.utime(folders.drop(scan), (1e9, 1e9))  # the next patient's
+    assert [result.status for result in folders.look()] == ["enhanced"]
+    assert tree(folders.input) == {f"done/{scan.name}"}
+
+
+def test_a_working_folder_that_cannot_be_marked_is_waited_for(
     folders: Folders, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise TryAgainLater("the GPU failed")
+    def full(marks: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(marks))
 
     folders.drop(scan)
     with monkeypatch.context() as patch:
+        patch.setattr(interruptions, "begin", full)
+        with pytest.raises(TryAgainLater, match="No space left on device; expected a folder that can be written"):
+            folders.look()
+    assert [result.status for result in folders.look()] == ["enhanced"]
+
+
+def test_a_scan_on_which_the_device_fails_again_and_again_is_given_up(
+    folders: Folders, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[str] = []
+
+    def fails(*_: Any, **__: Any) -> None:
+        failed.append("failed on its device")
+        raise TryAgainLater("the GPU failed")
+
+    os.utime(folders.drop(scan), (1e9, 1e9))
+    folders.drop(scan, "waits.nii.gz")
+    with monkeypatch.context() as patch:
         patch.setattr(Station, "enhance", fails)
-        patch.setattr(Station, "trouble", lambda station: "failed on its device")
+        patch.setattr(Station, "trouble", lambda station: failed[0] if failed else None)
         for _ in range(interruptions.MOST):
             with pytest.raises(TryAgainLater, match="the GPU failed"):
                 folders.look()
+            assert len(failed) == 1, "the other scan is not tried on a broken device"
+            assert folders.look() == []
+            failed.clear()
             assert (folders.input / "scan.nii.gz").is_file()
             folders.spool.close()
             folders.open()
-    assert [result.status for result in folders.look()] == ["failed"]
-    assert tree(folders.input) == {"failed/scan.nii.gz", "failed/scan.nii.gz.reason.txt"}
+    assert [result.status for result in folders.look()] == ["failed", "enhanced"]
+    assert tree(folders.input) == {"failed/scan.nii.gz", "failed/scan.nii.gz.reason.txt", "done/waits.nii.gz"}
 
 
 @pytest.mark.parametrize("name", ["done", "failed"])

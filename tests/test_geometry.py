@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy.spatial.transform import Rotation
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.geometry import WorkingGrid, hidden_thick_axis, thick_axis_of, voxel_sizes
@@ -139,6 +140,20 @@ def test_a_scan_that_is_regridded_and_back_keeps_its_values(scan: tuple[tuple[in
     np.testing.assert_allclose(back[inner], values[inner], atol=1e-3)
     # At the far ends the working grid stops up to a voxel short, and its nearest value is taken.
     np.testing.assert_allclose(back, values, atol=0.05)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_affines_in_float32_do_not_cost_a_plane(seed: int) -> None:
+    angles = np.random.default_rng(seed).uniform(-0.3, 0.3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", angles).as_matrix() * (1.6, 1.6, 5.0)
+    shape = (31, 21, 36)
+    read = affine.astype(np.float32).astype(float)  # as it comes from a file
+    place = WorkingGrid.of_scan(shape, read, voxel_size=1.0)
+    assert place.shape == (49, 33, 176)
+    written = place.affine.astype(np.float32).astype(float)
+    again = WorkingGrid.of_scan(shape, read, voxel_size=min(voxel_sizes(written)))
+    assert again.shape == place.shape
 
 
 def test_a_finer_scan_goes_to_a_coarser_grid_and_back() -> None:

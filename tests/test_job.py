@@ -290,6 +290,19 @@ def test_maps_do_not_keep_the_scans_display_window(
     assert windows == [(10, 800), (0, 0), (0, 0)]
 
 
+def test_where_there_is_no_residual_an_earlier_one_goes_and_a_note_says_why(
+    enhancer: Enhancer, scan: Path, tmp_path: Path
+) -> None:
+    outputs = Outputs(tmp_path / "out.nii.gz", residual=tmp_path / "residual.nii.gz")
+    (tmp_path / "residual.nii.gz").write_bytes(b"of another scan")
+    read = read_scan(scan)
+    found = replace(enhancer.enhance(read.data, read.affine), residual=None)
+    document = write_outputs(enhancer.bundle, read, found, outputs, input_sha256="0" * 64, read=0.0)
+    assert not (tmp_path / "residual.nii.gz").exists()
+    assert document["notes"][-1] == "no residual.nii.gz: too little head, or no noise, to compare the scan with"
+    assert read_sidecar(outputs.scan) == document
+
+
 def test_a_mask_that_drifts_away_from_the_scan_is_refused(enhancer: Enhancer, scan: Path, tmp_path: Path) -> None:
     image = nib.load(scan)
     for scale, fits in ((1 + 1e-4, True), (1.005, False)):

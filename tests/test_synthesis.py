@@ -162,6 +162,9 @@ def test_a_folder_of_maps_becomes_subjects_that_simulate_takes(tmp_path: Path, a
     assert synthesise_folder(tmp_path / "maps", tmp_path / "out") == ["a", "b"]
     with pytest.raises(InputRefused, match=r"a/synthesis\.json was drawn with the seed 0; expected 9"):
         synthesise_folder(tmp_path / "maps", tmp_path / "out", seed=9)
+    save(tmp_path / "maps" / "b.nii", onion(), affine=np.diag([2.0, 1.0, 1.0, 1.0]))
+    with pytest.raises(InputRefused, match=r"b/synthesis\.json was made from other files"):
+        synthesise_folder(tmp_path / "maps", tmp_path / "out")
     for name in names:  # made before there was a record
         (tmp_path / "out" / name / "synthesis.json").unlink()
     assert synthesise_folder(tmp_path / "maps", tmp_path / "out", seed=9) == ["a", "b"]

@@ -32,7 +32,7 @@ from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs, write_pairs
 from lfmri_trainer.train import PairsData, StepBar, train
-from lfmri_trainer.weights import Learned, learned
+from lfmri_trainer.weights import learned, stretches
 
 from .training_fixtures import tiny_settings, write_tiny_pairs
 
@@ -192,16 +192,22 @@ def test_the_summary_says_what_was_trained(run: Path) -> None:
 def test_a_run_that_starts_from_another_counts_what_that_one_learned_from(
     pairs: Path, run: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "earlier").mkdir()
-    (tmp_path / "earlier" / "weights.npz").write_bytes((run / "weights.npz").read_bytes())
+    shutil.copytree(run, tmp_path / "earlier")
     known = (run / "processing.json").read_text()
     other = known.replace('"target": 0.', '"target": 0.0')
     assert other != known
     (tmp_path / "earlier" / "processing.json").write_text(other)
-    summary = json.dumps({"steps_in_all": 7, "training_subjects": ["s0", "s2"]})
-    (tmp_path / "earlier" / "summary.json").write_text(summary)
+    summary = {"steps_in_all": 7, "training_subjects": ["s0", "s2"], "presets": ["siqt-k8"]}
+    (tmp_path / "earlier" / "summary.json").write_text(json.dumps(summary))
     train(tiny_settings(pairs, max_steps=1, initial=str(tmp_path / "earlier")), tmp_path / "run")
-    assert learned(tmp_path / "run") == Learned(steps=8, subjects=("s0", "s1", "s2"))
+    found = learned(tmp_path / "run")
+    assert (found.steps, found.subjects) == (8, ("s0", "s1", "s2"))
+    assert set(found.presets) > {"siqt-k8"}
+    assert found.history is not None
+    (earlier,) = list(stretches(found.history))[1:]  # kept by the run itself
+    assert summary.items() < earlier.items()
+    assert earlier["settings"]["batch"] == found.history["batch"]
+    assert str(tmp_path) not in json.dumps(found.history)
     assert (tmp_path / "run" / "processing.json").read_text() == other  # the scale by which its weights know scans
     (tmp_path / "earlier" / "summary.json").write_text("{}")
     with pytest.raises(BundleRefused, match=r"summary\.json: 'steps_in_all'; expected a run of this version"):

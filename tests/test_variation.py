@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from lfmri_runtime.errors import InputRefused
+from lfmri_runtime.files import sha256_file
 from lfmri_trainer.simulation.simulate import SimulationSettings, simulate_folder
 from lfmri_trainer.subjects import find_subjects, person_of
 from lfmri_trainer.tissue import load_anatomy
@@ -150,7 +151,14 @@ def test_no_two_copies_are_alike_and_a_second_run_makes_only_what_is_missing(
     kept = (tmp_path / "anna_copy-1" / "T1w.nii.gz").stat().st_mtime_ns
     with pytest.raises(InputRefused, match=r"anna_copy-1/variation\.json was drawn with the seed 4; expected 5"):
         vary_folder(subjects, tmp_path, copies=1, seed=5)
-    (tmp_path / "ben_copy-1" / RECORD).unlink()
+    record = tmp_path / "ben_copy-1" / RECORD
+    document = json.loads(record.read_text())
+    assert document["sources"]["mask"] in [sha256_file(path) for path in (subjects / "ben").iterdir()]
+    document["sources"]["mask"] = "0" * 64
+    record.write_text(json.dumps(document))
+    with pytest.raises(InputRefused, match=r"ben_copy-1/variation\.json was made from other files"):
+        vary_folder(subjects, tmp_path, copies=1, seed=4)
+    record.unlink()
     (tmp_path / "ben_copy-1" / "T1w_brain.nii.gz").write_bytes(b"cut short")
     vary_folder(subjects, tmp_path, copies=1, seed=4)
     assert (tmp_path / "anna_copy-1" / "T1w.nii.gz").stat().st_mtime_ns == kept

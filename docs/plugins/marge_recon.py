@@ -47,7 +47,7 @@ def add_enhanced(sequence: Any, *, steps: int = 1) -> bool:
             _enhancer = _enhancer or Enhancer()
             magnitude = np.abs(values["image3D"]).astype(np.float32)
             enhanced = _enhancer.enhance(magnitude, np.diag([*size, 1.0]), grid="input", steps=steps).mean
-    except LfmriError as error:
+    except (LfmriError, MemoryError) as error:
         print(f"WARNING: lfmri: not enhanced: {error}")
         return False
     values["image3D_lfmri"] = enhanced

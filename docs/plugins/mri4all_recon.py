@@ -53,7 +53,7 @@ def add_enhanced(
             _enhancer = _enhancer or Enhancer()
             magnitude = np.abs(image).astype(np.float32)
             enhanced = _enhancer.enhance(magnitude, np.diag([*voxel_size, 1.0]), grid="input", steps=steps)
-    except LfmriError as error:
+    except (LfmriError, MemoryError) as error:
         log.warning(f"lfmri: not enhanced: {error}")
         return False
     bundle = _enhancer.bundle.contract

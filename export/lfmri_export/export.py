@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.network.unet import parameter_count
 from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs
-from lfmri_trainer.weights import SUMMARY, Learned, learned, load_weights, read_processing, refuse_learned, stretches
+from lfmri_trainer.weights import Learned, history, learned, load_weights, read_processing, refuse_learned, stretches
 from lfmri_trainer.working import WorkingPair, working_pairs
 
 PRECISIONS = ("float16", "float32")
@@ -101,7 +101,7 @@ def export(
         inputs=inputs,
         outputs=outputs,
         processing=processing,
-        training={**({"data": data} if data else {}), **_training(run, settings)},
+        training={**({"data": data} if data else {}), **_training(run)},
         intended_use=INTENDED_USE,
         files={},
     )
@@ -170,18 +170,12 @@ def _json(path: Path) -> Any:
         raise BundleRefused(f"{path}: {error}; expected the run that `lfmri train` made") from None
 
 
-def _training(run: Path, settings: TrainingSettings) -> dict[str, Any]:
-    """A run's summary and settings without paths of the training machine, and those of the run that it started from.
-
-    What an earlier run learned from is said where it differs from the last.
-    """
-    published = {key: value for key, value in asdict(settings).items() if key not in ("pairs", "initial")}
-    training = {**_json(run / SUMMARY), "settings": published}
-    if settings.initial:
-        earlier = Path(settings.initial)
-        training["started_from"] = _training(earlier, TrainingSettings.load(earlier / CONFIGURATION))
-    for before in islice(stretches(training), 1, None):
+def _training(run: Path) -> dict[str, Any]:
+    """A run's history; what a stretch learned from is said where it differs from the next later one's."""
+    training = history(run)
+    chain = list(stretches(training))
+    for later, before in reversed(list(pairwise(chain))):  # the earliest first: none is compared with a gap
         for key in ("training_subjects", "validation_subjects", "presets"):
-            if key in before and before[key] == training.get(key):
+            if key in before and before[key] == later.get(key):
                 del before[key]
     return training

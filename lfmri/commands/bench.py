@@ -86,6 +86,8 @@ def _opener(name: str, bundle: "Bundle", *, threads: int) -> tuple[str, "Callabl
             f"with one of {', '.join(PRECISIONS)}"
         )
     choice = choose(bundle, backend=backend, precision=precision or None, require=True, threads=threads)
+    for note in choice.notes:
+        click.echo(f"lfmri: note: {note}", err=True)
     found = (choice.step.name, choice.step.precision)
     choice.step.close()
     return ":".join(found), partial(open_enhancer, bundle.path, *found, threads=threads)

@@ -26,10 +26,13 @@ def verify(bundle: Path | None, backend: str, precision: str | None, threads: in
 
     for name in ("verify.json", "verify.md"):
         check_writable(out / name)
+        (out / name).unlink(missing_ok=True)  # an earlier verdict is not this one
     opened = open_bundle(bundle)
     if backend == "auto":
         choice = choose(opened, precision=precision, require=True, threads=threads)
         backend, precision = choice.step.name, choice.step.precision
+        for note in choice.notes:
+            click.echo(f"lfmri: note: {note}", err=True)
         choice.step.close()
     document = verify(
         opened, backend, precision, threads=threads, say=lambda line: click.echo(f"lfmri: {line}", err=True)

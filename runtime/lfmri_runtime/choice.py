@@ -69,6 +69,7 @@ def choose(
     Raises:
         UsageError: no such back end.
         BackendMissing: what is required is not usable here or fails the golden check, or nothing passes it.
+        TryAgainLater: the same, while a GPU was full or busy.
     """
     if backend not in (AUTO, *BACKENDS):
         raise UsageError(f"--backend is {backend!r}; expected one of {AUTO}, {', '.join(BACKENDS)}")
@@ -78,14 +79,15 @@ def choose(
         for offered in precisions(name, bundle)
         if precision in (None, offered)
     ]
-    trials, step = _best(bundle, asked, threads=threads, cache=cache)
+    trials, step, lasting = _best(bundle, asked, threads=threads, cache=cache)
     if step is not None:
         return Choice(step, tuple(str(t) for t in trials if t.here and not t.passed), trials)
     wanted = " ".join(filter(None, (backend if backend != AUTO else None, precision)))
     reasons = "; ".join(map(str, trials)) or f"{backend} does not run this bundle in {precision}"
     if require or not wanted:
         subject = f"{wanted} does not pass" if wanted else "no back end passes"
-        raise BackendMissing(f"{subject} here: {reasons}; lfmri doctor says what is usable")
+        kind = BackendMissing if lasting else TryAgainLater  # a service is started again for the latter
+        raise kind(f"{subject} here: {reasons}; lfmri doctor says what is usable")
     other = choose(bundle, threads=threads, cache=cache)
     note = f"asked for {wanted}, took {other.step.name} {other.step.precision}, since {reasons}"
     return Choice(other.step, (note, *other.notes), trials + other.trials)
@@ -93,8 +95,8 @@ def choose(
 
 def _best(
     bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | None
-) -> tuple[tuple[Trial, ...], Step | None]:
-    """The trials of what is asked, and the best of it, opened; None where nothing passes."""
+) -> tuple[tuple[Trial, ...], Step | None, bool]:
+    """The trials of what is asked, the best of it, opened, or None where nothing passes, and whether that lasts."""
     key = _key(bundle, asked, threads=threads, cache=cache)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = (cache_folder() if cache is None else cache) / "choices" / f"{digest[:32]}.json"
@@ -105,7 +107,7 @@ def _best(
     remembered = _recall(path, key)
     if remembered is not None:
         with suppress(BackendMissing, BundleRefused, TryAgainLater):  # what was here is gone: choose again
-            return remembered, opened(_fastest_first(remembered)[0])
+            return remembered, opened(_fastest_first(remembered)[0]), True
     trials, lasting = try_all(bundle, asked, threads=threads, cache=cache)
     if lasting:  # a GPU that is full now may not be so next time, and an earlier choice stays
         with suppress(OSError, TryAgainLater):  # a cache that cannot be written costs the trials again
@@ -113,11 +115,12 @@ def _best(
             write_json(path, {"key": key, "trials": [asdict(trial) for trial in trials]})
     for trial in _fastest_first(trials):
         try:
-            return trials, opened(trial)
+            return trials, opened(trial), lasting
         except (BackendMissing, BundleRefused, TryAgainLater) as error:  # a GPU has filled since its trial
+            lasting = lasting and not isinstance(error, TryAgainLater)
             failed = replace(trial, passed=False, reason=str(error))
             trials = tuple(failed if other is trial else other for other in trials)
-    return trials, None
+    return trials, None, lasting
 
 
 def _fastest_first(trials: tuple[Trial, ...]) -> list[Trial]:

@@ -129,7 +129,8 @@ class Enhancer:
 
         Raises:
             UsageError: a setting out of its range.
-            InputRefused: a scan without signal, or one that spans too many voxels.
+            InputRefused: a scan without three axes or signal, with values that are not finite, or of too many voxels.
+            TryAgainLater: too little memory, or a device that failed.
         """
         steps = self.bundle.contract.default_steps if steps is None else steps
         _check(steps=steps, samples=samples, seed=seed, grid=grid, thick_axis=thick_axis)
@@ -137,8 +138,12 @@ class Enhancer:
             raise UsageError(f"--slice-thickness is {slice_thickness:g}; expected above 0, up to {MAX_THICKNESS:g} mm")
         started = time.perf_counter()
         processing = self.bundle.contract.processing
+        if np.ndim(data) != 3:
+            raise InputRefused(f"the scan has the shape {np.shape(data)}; expected three axes: give one volume")
         place = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)
         acquired = np.asarray(data, dtype=np.float32)
+        if not np.isfinite(acquired).all():
+            raise InputRefused("the scan holds values that are not finite; expected a magnitude image: mend them first")
         data = _masked(acquired, mask)
         scale = processing.low_field.scale_of(data, mask)
         ras = place.to_ras(data)

@@ -20,6 +20,8 @@ THICK_RATIO = 1.5
 EMPTY_SPECTRUM = 0.1
 #: Working grids above this many voxels are refused before memory is taken.
 MAX_WORKING_VOXELS = 512**3
+#: Of a voxel: affines in float32 give voxel sizes that are off by 1e-7, and a whole number of voxels must stay one.
+ROUNDING = 1e-3
 #: Voxels along one axis: the matrices that resample it have this many rows and columns.
 MAX_AXIS = 2048
 
@@ -67,7 +69,7 @@ class WorkingGrid:
             if abs(spacing[axis] - voxel_size) <= SAME_SPACING * voxel_size:
                 new_shape.append(length)
                 continue
-            new_shape.append(int(np.floor((length - 1) * spacing[axis] / voxel_size + 1e-6)) + 1)
+            new_shape.append(int(np.floor((length - 1) * spacing[axis] / voxel_size + ROUNDING)) + 1)
             new_affine[:3, axis] *= voxel_size / spacing[axis]
         if np.prod(new_shape, dtype=np.float64) > MAX_WORKING_VOXELS or max(*new_shape, *permuted) > MAX_AXIS:
             own, working = (" x ".join(map(str, shape)) for shape in (permuted, new_shape))

@@ -147,10 +147,16 @@ def write_outputs(
     unshown = without_window(scan)
     if outputs.uncertainty is not None and enhanced.std is not None:
         write_scan(outputs.uncertainty, enhanced.std, enhanced.affine, unshown)
-    if outputs.residual is not None and enhanced.residual is not None:
-        write_scan(outputs.residual, enhanced.residual, scan.affine, unshown)
+    notes: tuple[str, ...] = ()
+    if outputs.residual is not None:
+        if enhanced.residual is None:
+            outputs.residual.unlink(missing_ok=True)  # an earlier run's is not of this scan
+            notes = (f"no {outputs.residual.name}: too little head, or no noise, to compare the scan with",)
+        else:
+            write_scan(outputs.residual, enhanced.residual, scan.affine, unshown)
     seconds = {"read": round(read, 4), "write": round(time.perf_counter() - started, 4)}
     document = {**describe(bundle, scan, enhanced, input_sha256=input_sha256, seconds=seconds), **details}
+    document["notes"] += notes
     write_json(sidecar_path(outputs.scan), document)
     return document
 

@@ -15,18 +15,26 @@ def named_generator(seed: int, name: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, key])))
 
 
-def made_with(record: Path, seed: int) -> bool:
-    """Whether what a record belongs to is there already, by its seed.
+def made_with(record: Path, *, seed: int, sources: object) -> bool:
+    """Whether what a record belongs to is there already, by the seed and the files that made it.
+
+    Args:
+        record: JSON with `seed` and `sources`; one without sources is taken as it is.
+        seed: of now.
+        sources: hashes of now.
 
     Raises:
-        InputRefused: another seed made it, or the record is not readable.
+        InputRefused: another seed or other files made it, or the record is not readable.
     """
     if not record.is_file():
         return False
     try:
-        found = json.loads(record.read_text())["seed"]
-    except (ValueError, KeyError, TypeError) as error:
+        document = json.loads(record.read_text())
+        found, made_from = document["seed"], document.get("sources", sources)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRefused(f"{record}: {error!r}; expected a record with a seed: delete its folder") from None
     if found != seed:
         raise InputRefused(f"{record} was drawn with the seed {found}; expected {seed}: use it, or another --out")
+    if made_from != sources:
+        raise InputRefused(f"{record} was made from other files than these; expected them: delete its folder")
     return True

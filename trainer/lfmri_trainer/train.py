@@ -4,7 +4,7 @@ RUN/config.json        the resolved settings, enough to repeat the run
 RUN/processing.json    what the contract will say of voxel size and intensities
 RUN/checkpoints/       last.ckpt, to resume from
 RUN/weights.npz        the averaged weights of the last checkpoint, what export takes
-RUN/summary.json       steps, pairs and last validation
+RUN/summary.json       steps, pairs and last validation, and the same of the runs that it started from
 RUN/logs/              CSV and TensorBoard
 """
 
@@ -102,7 +102,12 @@ def _resumed(run: Path, data: "PairsData") -> Learned:
             f"{data.settings.pairs} holds other pairs than {run} learns from; expected the same pairs for "
             f"training and validation: take the added ones out, or start a new run with --initial {run}"
         )
-    return Learned(steps=summary["steps_in_all"] - summary["steps"], subjects=tuple(summary["training_subjects"]))
+    return Learned(
+        steps=summary["steps_in_all"] - summary["steps"],
+        subjects=tuple(summary["training_subjects"]),
+        presets=tuple(summary["presets"]),
+        history=summary.get("started_from"),
+    )
 
 
 def _fit(trainer: pl.Trainer, module: FlowModule, data: "PairsData", checkpoint: Path | None) -> None:
@@ -244,8 +249,9 @@ class RunRecorder(Callback):
             "training_pairs": len(pairs),
             "training_subjects": sorted({*self.before.subjects, *(pair.parameters.subject for pair in pairs)}),
             "validation_subjects": sorted({pair.parameters.subject for pair in self.data.validation_pairs}),
-            "presets": sorted({pair.parameters.preset for pair in pairs}),
+            "presets": sorted({*self.before.presets, *(pair.parameters.preset for pair in pairs)}),
             "last_metrics": metrics,
+            **({} if self.before.history is None else {"started_from": self.before.history}),
         }
 
 

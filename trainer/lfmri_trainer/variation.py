@@ -21,6 +21,7 @@ from lfmri_runtime.files import write_json
 from lfmri_trainer.parallel import Counter, in_processes
 from lfmri_trainer.randomness import made_with, named_generator
 from lfmri_trainer.simulation.pairs import write_volume
+from lfmri_trainer.simulation.sources import hashes
 from lfmri_trainer.subjects import Subject, find_subjects
 from lfmri_trainer.tissue import Anatomy, load_anatomy
 
@@ -138,10 +139,14 @@ def vary_folder(
         the names of the copies.
 
     Raises:
-        InputRefused: no subjects, one that cannot be used, or a copy that another seed made.
+        InputRefused: no subjects, one that cannot be used, or a copy that another seed or other files made.
     """
     planned = {f"{s.name}_copy-{number}": s for s in find_subjects(subjects) for number in range(1, copies + 1)}
-    missing = {name: subject for name, subject in planned.items() if not made_with(out / name / RECORD, seed)}
+    missing = {
+        name: subject
+        for name, subject in planned.items()
+        if not made_with(out / name / RECORD, seed=seed, sources=hashes(subject))
+    }
     counter = Counter(len(planned) - len(missing), len(planned), progress)
     jobs = [partial(_vary_subject, subject, out / name, seed=seed) for name, subject in missing.items()]
     in_processes(jobs, workers=workers, ended=lambda _: counter(1))
@@ -157,7 +162,8 @@ def _vary_subject(subject: Subject, folder: Path, *, seed: int) -> None:
     for name, volume in vary(anatomy, variation).items():
         write_volume(folder / f"{name}.nii.gz", volume, affine)
     small = {"gamma": variation.gamma, "mirrored": variation.mirrored, "air": variation.air, "field": variation.field}
-    write_json(folder / RECORD, {"subject": subject.name, "seed": seed, "torchio": torchio.__version__, **small})
+    made_from = {"subject": subject.name, "seed": seed, "sources": hashes(subject), "torchio": torchio.__version__}
+    write_json(folder / RECORD, {**made_from, **small})
 
 
 def _image(kind: Any, data: NDArray[np.float32], anatomy: Anatomy) -> Any:

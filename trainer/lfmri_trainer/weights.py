@@ -7,7 +7,7 @@ RUN/summary.json       steps, pairs, subjects and last validation
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lfmri_runtime.contract import Processing
 from lfmri_runtime.decoding import decode
 from lfmri_runtime.errors import BundleRefused, InputRefused
 from lfmri_trainer.network.unet import UNet
+from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
 from lfmri_trainer.subjects import same_people
 
 WEIGHTS = "weights.npz"
@@ -32,10 +33,14 @@ class Learned:
     Attributes:
         steps: of the optimiser.
         subjects: names, sorted.
+        presets: of the simulated scans, sorted.
+        history: as `history`; None where nothing was learned.
     """
 
-    steps: int
-    subjects: tuple[str, ...]
+    steps: int = 0
+    subjects: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
+    history: dict[str, Any] | None = None
 
 
 def learned(run: Path | None) -> Learned:
@@ -45,9 +50,29 @@ def learned(run: Path | None) -> Learned:
         BundleRefused: the summary is missing or is none.
     """
     if run is None:
-        return Learned(steps=0, subjects=())
+        return Learned()
     summary = read_summary(run)
-    return Learned(steps=summary["steps_in_all"], subjects=tuple(summary["training_subjects"]))
+    return Learned(
+        steps=summary["steps_in_all"],
+        subjects=tuple(summary["training_subjects"]),
+        presets=tuple(summary.get("presets", ())),
+        history=history(run),
+    )
+
+
+def history(run: Path) -> dict[str, Any]:
+    """What a contract says of a run: its summary and its settings, and under `started_from` the same of earlier runs.
+
+    Paths of the training machine are left out. A run keeps its own history: what it started from may be gone later.
+
+    Raises:
+        BundleRefused: the summary or the settings cannot be read.
+    """
+    settings = asdict(TrainingSettings.load(run / CONFIGURATION))
+    return {
+        **read_summary(run),
+        "settings": {key: value for key, value in settings.items() if key not in ("pairs", "initial")},
+    }
 
 
 def read_summary(run: Path, *counts: str) -> dict[str, Any]:

@@ -19,9 +19,9 @@ LOG_ERRORS = 3
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 #: By default CUDA rounds float32 to 10 bits (TF32), and takes the convolutions that won a timing in this very process.
 OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
-#: What the library says when memory is all that was missing; the next scan may fit.
-FULL = ("failed to allocate memory", "out of memory")
-MEMORY = "there is too little free memory; close other programs or take a smaller batch"
+#: What the library says when memory, or another program's end, is all that was missing; the next scan may fit.
+FULL = ("failed to allocate memory", "out of memory", "alloc_failed", "busy or unavailable")
+MEMORY = "there is too little free memory, or the GPU is busy; close other programs or take a smaller batch"
 EXPECTED_PROVIDER = (
     "expected the provider that was asked for: check the GPU's driver and that CUDA and cuDNN are those that "
     "onnxruntime-gpu names"
@@ -55,12 +55,20 @@ class OnnxRuntimeStep(Step):
         _check_arrays(bundle, self._session)
 
     def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
-        """x_t + dt * v(x_t, y, t); x_t and y (batch, 1, h, w)."""
+        """x_t + dt * v(x_t, y, t); x_t and y (batch, 1, h, w).
+
+        Raises:
+            TryAgainLater: too little memory.
+        """
         times = np.full(len(x_t), t, dtype=np.float32)
+        feeds = {"x_t": x_t, "y": y, "t": times, "dt": np.full_like(times, dt)}
         start = time.perf_counter()
-        result: Float32Array = self._session.run(None, {"x_t": x_t, "y": y, "t": times, "dt": np.full_like(times, dt)})[
-            0
-        ]
+        try:
+            result: Float32Array = self._session.run(None, feeds)[0]
+        except Exception as error:
+            if lacks_memory(error):
+                raise TryAgainLater(MEMORY) from None
+            raise
         self.seconds += time.perf_counter() - start
         return result
 
@@ -102,7 +110,7 @@ def open_session(bundle: Bundle, provider: str, *, threads: int) -> Any:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether an error of the library says that memory is all that was missing."""
+    """Whether an error of the library says that only memory or a free GPU was missing."""
     return any(word in str(error).lower() for word in FULL)
 
 

@@ -258,7 +258,8 @@ class Spool:
         if any(job.glob("to/*/*.dcm")):
             return
         if not any(job.glob("*.dcm")):  # put back from quarantine: what it was made of rests where it rested
-            discard(job, self.temporary())
+            with suppress(PermissionError):  # by another user, whose folder it is: it is empty, and does no harm
+                discard(job, self.temporary())
         else:
             self._rest(job, job.name.split("-")[-1], "done")
 

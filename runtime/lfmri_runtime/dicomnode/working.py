@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from lfmri_runtime.console import interruptions
+from lfmri_runtime.console.disk import shortage
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ConsoleSettings
 from lfmri_runtime.console.station import EnhanceOptions, Station
@@ -46,13 +47,28 @@ class Worker:
         if time.monotonic() - self._expired > EXPIRE_SECONDS:  # first, since a full disk ends a round early
             self._spool.expire()
             self._expired = time.monotonic()
-        for folder in self._spool.working():
-            self._work(folder, {})
+        delays = [self._tried(folder, {}) for folder in self._spool.working()]
         for series in self._spool.quiet(self._settings.dicom.quiet_seconds):
             if self.loop.stopping.is_set():
                 return
             received = round(self._spool.claim(series), 4)
-            self._work(self._spool.root / "working" / series, {"receive": received})
+            delays.append(self._tried(self._spool.root / "working" / series, {"receive": received}))
+        for delay in filter(None, delays):
+            raise delay
+
+    def _tried(self, folder: Path, seconds: dict[str, float]) -> TryAgainLater | None:
+        """Work on one series; one that is too large for the device just now, which is returned, holds up no other.
+
+        Raises:
+            TryAgainLater: the device has failed, or the disk is short: no other series would do better.
+        """
+        try:
+            self._work(folder, seconds)
+        except TryAgainLater as delay:
+            if self._station.trouble() is not None or shortage(self._spool.root, self._settings.disk.least_free_mib):
+                raise
+            return delay
+        return None
 
     def _work(self, folder: Path, seconds: dict[str, float]) -> None:
         """Bring one series to its next state, with a mark on it for as long as that takes.

@@ -5,6 +5,8 @@ IN/done and IN/failed, and what lies in IN/working at start is taken up again.
 """
 
 import fcntl
+import glob
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,8 +18,8 @@ from lfmri_runtime.folder.items import DONE, FAILED, WORKING, Mark, is_whole_nam
 from lfmri_runtime.folder.names import free_name
 
 LOCK = ".lfmri.lock"
-#: Beside a claimed item, hidden: how many processes ended while they worked on it.
-INTERRUPTIONS = ".{}.interruptions"
+#: Beside a claimed item, hidden: how many processes ended while they worked on it, as its sizes and times are.
+INTERRUPTIONS = ".{}.{}.interruptions"
 
 
 class Spool:
@@ -84,8 +86,16 @@ class Spool:
             return None
 
     def interruptions(self, claim: Path) -> Path:
-        """Where is noted how many processes ended while they worked on an item; it stays when that is given back."""
-        return self._working / INTERRUPTIONS.format(claim.name)
+        """Where is noted how many processes ended while they worked on an item; it stays when that is given back.
+
+        Another item that comes under the same name has marks of its own.
+        """
+        state = hashlib.sha256(repr(mark_of(claim)).encode(errors="surrogateescape")).hexdigest()[:8]
+        return self._working / INTERRUPTIONS.format(claim.name, state)
+
+    def _forget(self, claim: Path) -> None:
+        for marks in self._working.glob(INTERRUPTIONS.format(glob.escape(claim.name), "*")):
+            marks.unlink(missing_ok=True)
 
     def give_back(self, claim: Path) -> None:
         """Move a claimed item back into IN."""
@@ -97,7 +107,7 @@ class Spool:
         Raises:
             TryAgainLater: done/ was cleared away and cannot be made again.
         """
-        self.interruptions(claim).unlink(missing_ok=True)
+        self._forget(claim)
         claim.rename(_place(self._done, claim.name))
 
     def fail(self, claim: Path, reason: str) -> None:
@@ -111,7 +121,7 @@ class Spool:
             write_text(target.with_name(f"{target.name}.reason.txt"), reason + "\n")
         except TryAgainLater:
             raise _unwritable(self._failed) from None
-        self.interruptions(claim).unlink(missing_ok=True)
+        self._forget(claim)
         claim.rename(target)
 
 

@@ -45,7 +45,10 @@ class Watcher:
         """
         self._delays.clear()
         results: list[Result] = []
+        broken = self._worker.station.trouble  # then nothing more is tried, and marked, by this process
         for claim in self._spool.claimed():
+            if broken() is not None:
+                break
             for place in self._places(claim.name):
                 with suppress(TryAgainLater):  # hidden files do no harm
                     _remove_leftovers(place)
@@ -54,7 +57,7 @@ class Watcher:
             short = shortage(self._worker.layout.folder, self._least_free_mib)
             if short is not None:
                 self._delays.append(short)
-            if stopping() or short is not None:
+            if stopping() or short is not None or broken() is not None:
                 break
             claimed = self._spool.claim(item, mark, lambda name: is_taken(self._worker.layout, name))
             if claimed is not None:
@@ -87,7 +90,12 @@ class Watcher:
         marks = self._spool.interruptions(claim)
         if interruptions.worn_out(marks):
             return (self._worker.fail("", interruptions.GIVEN_UP),)
-        interruptions.begin(marks)
+        try:
+            interruptions.begin(marks)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise TryAgainLater(f"{marks.parent}: {error.strerror}; expected a folder that can be written") from None
         try:
             return self._worker.work(claim, claim.name)
         finally:

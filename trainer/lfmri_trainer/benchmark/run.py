@@ -21,6 +21,7 @@ from lfmri_trainer.benchmark.results import Result, result_of
 from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.simulation.pairs import read_pairs
 from lfmri_trainer.subjects import same_people
+from lfmri_trainer.weights import stretches
 
 RESULTS = "results"
 FITTED = "fitted"
@@ -172,7 +173,7 @@ def _without(
         InputRefused: the bundle learned from it.
     """
     presets = {test_set.preset for test_set in sets if test_set.name == outside}
-    known = sorted(presets & set(contract.training.get("presets", ())))
+    known = sorted(presets & {name for stretch in stretches(contract.training) for name in stretch.get("presets", ())})
     if known:
         raise InputRefused(
             f"{contract.name} learned from the preset {known[0]}; expected one that is new to it as {outside}: name "

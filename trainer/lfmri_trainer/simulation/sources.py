@@ -27,7 +27,7 @@ def check_sources(out: Path, subjects: Iterable[Subject]) -> None:
     """
     for subject in subjects:
         record = _record(out, subject)
-        if record.is_file() and _read(record) != _hashes(subject):
+        if record.is_file() and _read(record) != hashes(subject):
             raise InputRefused(
                 f"{record.parent} was made from other files than {_folder(subject)} holds; expected one person, "
                 "unchanged, under one name: rename the folder of another person, use another --out, or delete this "
@@ -38,14 +38,15 @@ def check_sources(out: Path, subjects: Iterable[Subject]) -> None:
 def keep_sources(out: Path, subject: Subject) -> None:
     """Write down what a subject's volumes were made from, once they are there."""
     if not _record(out, subject).is_file():
-        write_json(_record(out, subject), _hashes(subject))
+        write_json(_record(out, subject), hashes(subject))
 
 
 def _record(out: Path, subject: Subject) -> Path:
     return subject_path(out, subject.name, "brain").with_name(SOURCES)
 
 
-def _hashes(subject: Subject) -> dict[str, str]:
+def hashes(subject: Subject) -> dict[str, str]:
+    """SHA-256 of each of a subject's files, by what it is."""
     return {kind: sha256_file(path) for kind, path in sorted(_files(subject).items())}
 
 

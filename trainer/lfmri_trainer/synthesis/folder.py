@@ -48,13 +48,13 @@ def synthesise_folder(
         the names of the subjects.
 
     Raises:
-        InputRefused: no label map, one that cannot be used, or a subject that another seed made; one without a record
-            of its seed is taken as it is.
+        InputRefused: no label map, one that cannot be used, or a subject that another seed or map made; one without
+            a record is taken as it is.
     """
     found = {_name(path): path for path in sorted(maps.glob("*")) if path.name.endswith(ENDINGS)}
     if not found:
         raise InputRefused(f"{maps}: no label map found; expected files that end in {', '.join(ENDINGS)}")
-    missing = {name: path for name, path in found.items() if not _complete(out / name, seed)}
+    missing = {name: path for name, path in found.items() if not _complete(out / name, path, seed)}
     counter = Counter(len(found) - len(missing), len(found), progress)
     jobs = [partial(synthesise_subject, path, out / name, seed=seed) for name, path in missing.items()]
     in_processes(jobs, workers=workers, ended=lambda _: counter(1))
@@ -68,7 +68,7 @@ def synthesise_subject(path: Path, folder: Path, *, seed: int) -> None:
     for kind in ("gm", "wm", "csf"):
         write_volume(folder / f"{kind.upper()}.nii.gz", getattr(subject, kind), affine)
     write_volume(folder / "brain_mask.nii.gz", subject.mask.astype(np.uint8), affine)
-    write_json(folder / RECORD, {"labels": sha256_file(path), "seed": seed})
+    write_json(folder / RECORD, {"seed": seed, "sources": sha256_file(path)})
     write_volume(folder / IMAGE, np.rint(subject.image).astype(np.int16), affine)
 
 
@@ -102,9 +102,11 @@ def read_labels(path: Path) -> tuple[Labels, NDArray[np.float64]]:
     return data[tuple(slice(a, b) for a, b in zip(first, last, strict=True))].astype(np.int16), affine
 
 
-def _complete(folder: Path, seed: int) -> bool:
+def _complete(folder: Path, path: Path, seed: int) -> bool:
     record = folder / RECORD
-    return (folder / IMAGE).is_file() and (not record.is_file() or made_with(record, seed))
+    if not (folder / IMAGE).is_file():
+        return False
+    return not record.is_file() or made_with(record, seed=seed, sources=sha256_file(path))
 
 
 def _name(path: Path) -> str:
