@@ -299,7 +299,7 @@ def test_where_there_is_no_residual_an_earlier_one_goes_and_a_note_says_why(
     found = replace(enhancer.enhance(read.data, read.affine), residual=None)
     document = write_outputs(enhancer.bundle, read, found, outputs, input_sha256="0" * 64, read=0.0)
     assert not (tmp_path / "residual.nii.gz").exists()
-    assert document["notes"][-1] == "no residual.nii.gz: too little head, or no noise, to compare the scan with"
+    assert document["notes"][-1] == "no residual is written: too little head, or no noise, to compare the scan with"
     assert read_sidecar(outputs.scan) == document
 
 

@@ -151,7 +151,7 @@ def write_outputs(
     if outputs.residual is not None:
         if enhanced.residual is None:
             outputs.residual.unlink(missing_ok=True)  # an earlier run's is not of this scan
-            notes = (f"no {outputs.residual.name}: too little head, or no noise, to compare the scan with",)
+            notes = ("no residual is written: too little head, or no noise, to compare the scan with",)
         else:
             write_scan(outputs.residual, enhanced.residual, scan.affine, unshown)
     seconds = {"read": round(read, 4), "write": round(time.perf_counter() - started, 4)}
