@@ -145,6 +145,10 @@ def dicom_sender(served: Served, scan: Path) -> Iterator[Callable[[int], None]]:
     archive = AE("ARCHIVE")
     archive.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
 
+    def at_once(event: evt.Event) -> None:
+        # Without this every instance takes 40 ms longer: Nagle's algorithm meets delayed acknowledgements.
+        event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
     def store(event: evt.Event) -> int:
         arrived[event.dataset.SeriesInstanceUID].add(event.dataset.SOPInstanceUID)
         return 0x0000
@@ -161,7 +165,8 @@ def dicom_sender(served: Served, scan: Path) -> Iterator[Callable[[int], None]]:
     def send(number: int) -> None:
         datasets = series.series_of(scan, uid=generate_uid(entropy_srcs=[str(served.folder), str(number)]))
         before = whole(len(datasets))
-        association = sender.associate("127.0.0.1", served.ports["dicom"], ae_title="LFMRI")
+        handlers = [(evt.EVT_CONN_OPEN, at_once)]
+        association = sender.associate("127.0.0.1", served.ports["dicom"], ae_title="LFMRI", evt_handlers=handlers)
         for dataset in datasets:
             status = association.send_c_store(dataset)
             if status.get("Status") != 0x0000:

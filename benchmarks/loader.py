@@ -16,10 +16,10 @@ import torch
 
 from lfmri_runtime.errors import LfmriError
 from lfmri_trainer.dataset import Sample
+from lfmri_trainer.loaders import PairsData
 from lfmri_trainer.module import FlowModule
 from lfmri_trainer.network.presets import PRESETS
 from lfmri_trainer.settings import TrainingSettings
-from lfmri_trainer.train import PairsData
 
 #: Least ratio of the two rates: then loading between the steps costs at most a quarter of the time.
 LEAST_RATIO = 3.0

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 usage, 3 input refused, 4 bundle or engine refused, 5 back
 later, 130 interrupted from the keyboard, 143 ended by a signal.
 """
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -59,6 +60,8 @@ for command in (
 def main() -> None:
     """Entry point of the `lfmri` script."""
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name, or an arrow, that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

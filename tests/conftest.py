@@ -1,6 +1,6 @@
 """Fixtures that several test files share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from .bundles import MakeBundle, write_bundle
 
 #: Files that take minutes, the longest first: begun last, they would keep one worker waiting for the other.
 LONGEST = (
-    *("test_line", "test_fresh", "test_docs", "test_train", "test_benchmark", "test_docs_console", "test_console_load"),
+    *("test_docs", "test_train", "test_fresh", "test_line", "test_benchmark", "test_docs_console", "test_console_load"),
     *("test_dicom_node", "test_baselines", "test_recipe", "test_variation"),
 )
 
@@ -80,6 +80,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run here, one after the other, where processes of their own are not what a test is about."""
+
+    def here(jobs: Iterable[Callable[[], Any]], *, workers: int, ended: Callable[[Any], None]) -> None:
+        for job in jobs:
+            ended(job())
+
+    for module in ("variation", "synthesis.folder", "simulation.simulate"):
+        monkeypatch.setattr(f"lfmri_trainer.{module}.in_processes", here)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from cuda.bindings import driver as real
 Result = tuple[Any, ...]
 Range = tuple[int, int]
 OK = real.CUresult.CUDA_SUCCESS
+#: Bytes of device memory.
+MEMORY = 1 << 33
 #: What may be called before a context is current.
 WITHOUT_CONTEXT = ("cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxGetCurrent", "cuCtxSetCurrent")
 #: What frees, and does so even when it reports the error of a lost device.
@@ -65,6 +67,7 @@ class FakeDriver:
         calls: names of the functions that were called.
         fail: called with (name, number of the call, from 0); an error to return instead of working, or None.
         skip: likewise; True does nothing and reports success.
+        leak: bytes of device memory that every launch of a graph loses.
     """
 
     CUresult = real.CUresult
@@ -73,8 +76,9 @@ class FakeDriver:
     CUstreamCaptureMode = real.CUstreamCaptureMode
     CUdevice_attribute = real.CUdevice_attribute
 
-    def __init__(self, *, name: str = "Fake GPU", capability: tuple[int, int] = (8, 7)) -> None:
-        self.name, self.capability = name, capability
+    def __init__(self) -> None:
+        self.name, self.capability, self.multiprocessors = "Fake GPU", (8, 7), 16
+        self.leak = self._lost = 0
         self.calls: list[str] = []
         self.fail: Callable[[str, int], Any] = lambda name, number: None
         self.skip: Callable[[str, int], bool] = lambda name, number: False
@@ -149,8 +153,19 @@ class FakeDriver:
         return OK, self.name.encode().ljust(length, b"\0")
 
     def cuDeviceGetAttribute(self, kind: Any, device: int) -> Result:  # noqa: N802
-        major = kind == real.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-        return OK, self.capability[0 if major else 1]
+        kinds = real.CUdevice_attribute
+        major, minor = self.capability
+        return OK, {
+            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: major,
+            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: minor,
+            kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: self.multiprocessors,
+        }[kind]
+
+    def cuDriverGetVersion(self) -> Result:  # noqa: N802
+        return OK, 12060
+
+    def cuMemGetInfo(self) -> Result:  # noqa: N802
+        return OK, MEMORY - self._lost - sum(array.nbytes for array in self.memory.values()), MEMORY
 
     # Memory; new memory holds NaN
 
@@ -305,6 +320,7 @@ class FakeDriver:
     def cuGraphLaunch(self, graph: tuple[Work, ...], stream: Stream) -> Result:  # noqa: N802
         assert any(graph is other for other in self.graphs)
         self.launches += 1
+        self._lost += self.leak
         for work in graph:
             self.put(stream, work)
         return (OK,)

@@ -15,7 +15,7 @@ from lfmri_runtime.bundle import Bundle
 from .fake_cuda import FakeDriver
 from .fake_tensorrt import fake_tensorrt
 
-PROFILE = "1x8x8,2x16x16,4x64x64"
+PROFILE = "1x8x8,2x16x16,4x192x192"
 
 
 class Machine:

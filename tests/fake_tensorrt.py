@@ -47,6 +47,7 @@ class State:
         alive: engines and contexts that were not dropped.
         built: configurations that engines were built with.
         built_in: the CUDA contexts that were current meanwhile.
+        compiled: shapes that TensorRT-RTX compiled kernels for.
         module: the library.
     """
 
@@ -56,6 +57,7 @@ class State:
         self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
         self.built: list[Any] = []
         self.built_in: list[int] = []
+        self.compiled: list[tuple[int, ...]] = []
         self.module: Any = None
         self._sessions: dict[bytes, onnxruntime.InferenceSession] = {}
 
@@ -310,8 +312,26 @@ class Runtime:
         return self._state.module.ICudaEngine(settings["profile"], model)
 
 
-class Cache:
+class IRuntimeCache:
     """Of kernels that were compiled; the configuration points to it and does not keep it."""
+
+    def __init__(self) -> None:
+        self._shapes: list[list[int]] = []
+
+    def _compile(self, shape: tuple[int, ...]) -> None:
+        if list(shape) not in self._shapes:
+            self._state.compiled.append(shape)
+            self._shapes.append(list(shape))
+
+    def serialize(self) -> bytes:
+        assert self._state.driver.context, "the real one asks the current context for its GPU"
+        return json.dumps({"gpu": self._state.driver.name, "shapes": self._shapes}).encode()
+
+    def deserialize(self, content: bytes) -> bool:
+        found = json.loads(content)
+        mine = bool(found["gpu"] == self._state.driver.name)
+        self._shapes = found["shapes"] if mine else []
+        return mine
 
 
 class IRuntimeConfig:
@@ -324,10 +344,10 @@ class IRuntimeConfig:
     def set_execution_context_allocation_strategy(self, strategy: int) -> None:
         self._strategy = strategy
 
-    def create_runtime_cache(self) -> Cache:
-        return Cache()
+    def create_runtime_cache(self) -> Any:
+        return self._state.module.IRuntimeCache()
 
-    def set_runtime_cache(self, cache: Cache) -> bool:
+    def set_runtime_cache(self, cache: Any) -> bool:
         self._cache = weakref.ref(cache)
         return True
 
@@ -372,20 +392,22 @@ class ICudaEngine:
         return self._state.module.IRuntimeConfig()
 
     def create_execution_context(self, settings: Any) -> Any:
+        cache = None
         if isinstance(settings, getattr(self._state.module, "IRuntimeConfig", ())):
             lazy = settings.dynamic_shapes_kernel_specialization_strategy
             assert lazy == DynamicShapesKernelSpecializationStrategy.EAGER
-            assert settings._cache() is not None, "the real one reads freed memory"
+            cache = settings._cache()
+            assert cache is not None, "the real one reads freed memory"
             settings = settings._strategy
         assert settings == ExecutionContextAllocationStrategy.USER_MANAGED
         if self._state.fail("context"):
             return None
-        return self._state.module.IExecutionContext(self)
+        return self._state.module.IExecutionContext(self, cache)
 
 
 class IExecutionContext:
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
+    def __init__(self, engine: Any, cache: Any) -> None:
+        self._engine, self._cache = engine, cache
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._workspace = 0
@@ -420,6 +442,8 @@ class IExecutionContext:
         stream = driver.streams[stream_handle]
         if self._state.fail("execute") or (stream.captured is not None and not self._settled):
             return False
+        if self._cache is not None:
+            self._cache._compile(self._shapes["x_t"])
         self._settled = True
         self._recording = stream if stream.captured is not None else None
         shapes = {**self._shapes, "x_next": self._shapes["x_t"]}
@@ -441,5 +465,5 @@ KINDS = (
     NetworkDefinitionCreationFlag, BuilderFlag, HardwareCompatibilityLevel, ExecutionContextAllocationStrategy,
     TensorIOMode, ComputeCapability, DynamicShapesKernelSpecializationStrategy, ILogger, IProgressMonitor, ITensor,
     INetworkDefinition, OnnxParser, IOptimizationProfile, ITimingCache, IBuilderConfig, Builder, Runtime,
-    IRuntimeConfig, ICudaEngine, IExecutionContext,
+    IRuntimeCache, IRuntimeConfig, ICudaEngine, IExecutionContext,
 )  # fmt: skip

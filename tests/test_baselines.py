@@ -20,8 +20,8 @@ from lfmri_trainer.baselines import METHODS, fitting
 from lfmri_trainer.baselines.anisotropic_network import AnisotropicUNet
 from lfmri_trainer.baselines.dictionary import DeepDictionary, DictionarySettings, _order
 from lfmri_trainer.baselines.dictionary_network import DictionaryNetwork, _tiled
-from lfmri_trainer.baselines.fitted import Fitted, change, save_arrays
-from lfmri_trainer.baselines.fitting import Moment, NetworkSettings
+from lfmri_trainer.baselines.fitted import Fitted, change, load_arrays, save_arrays
+from lfmri_trainer.baselines.fitting import Batch, Moment, NetworkSettings
 from lfmri_trainer.baselines.flow import Flow
 from lfmri_trainer.baselines.forest import FEATURES, Forest, ForestSettings, leaf_of
 from lfmri_trainer.baselines.interpolation import Interpolation, MatchedInterpolation
@@ -337,7 +337,7 @@ def test_a_budget_of_minutes_counts_the_time_that_steps_take(
 def test_regression_may_start_from_a_run(training: TrainingPairs, tmp_path: Path) -> None:
     start = Regression(FITS[Regression])
     np.savez(tmp_path / "weights.npz", allow_pickle=False, **start.arrays())
-    summary = json.dumps({"steps_in_all": 30, "training_subjects": ["s0", "s1"]})
+    summary = json.dumps({"steps_in_all": 30, "training_subjects": ["s0", "s1"], "presets": ["first"]})
     (tmp_path / "summary.json").write_text(summary)
     tiny_settings(tmp_path).save(tmp_path)
     settings = replace(FITS[Regression], steps=1, learning_rate=1e-9, seed=5, initial=str(tmp_path))
@@ -347,13 +347,38 @@ def test_regression_may_start_from_a_run(training: TrainingPairs, tmp_path: Path
     assert method.budget == "1 steps of 2 crops of 32, after 30 steps of flow matching"
     assert method.about is not None
     assert method.about.subjects == ("s0", *training.subjects)
+    method.save(tmp_path / "regression.npz")
+    about = Regression.load(tmp_path / "regression.npz").about
+    assert about is not None
+    assert about.presets == ("first", "tiny")
+    arrays, text = load_arrays(tmp_path / "regression.npz")
+    save_arrays(tmp_path / "earlier.npz", arrays, {key: value for key, value in text.items() if key != "presets"})
+    earlier = Regression.load(tmp_path / "earlier.npz").about
+    assert earlier is not None
+    assert earlier.presets == (), "made before presets were kept"
 
 
-def test_autocast_fits_too(training: TrainingPairs, tmp_path: Path) -> None:
-    for kind in (Regression, DeepDictionary, Siqt):
-        settings = replace(FITS[kind], steps=1, batch=2, precision="bf16-mixed")
-        arrays = kind(settings).fit(training, checkpoint=tmp_path / "checkpoint.npz").arrays()
-        assert all(np.isfinite(array).all() for array in arrays.values())
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_fit_has_the_precision_that_is_asked_for(training: TrainingPairs, tmp_path: Path, precision: str) -> None:
+    method = Regression(replace(FITS[Regression], steps=1, precision=precision))
+    loss, seen = method.loss, []
+
+    def noting(batch: Batch, moment: Moment) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return loss(batch, moment)
+
+    method.loss = noting  # type: ignore[method-assign]
+    arrays = method.fit(training, checkpoint=tmp_path / "checkpoint.npz").arrays()
+    assert seen == [precision == "bf16-mixed"]
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+@pytest.mark.parametrize("kind", [DeepDictionary, Siqt])
+def test_a_loss_under_autocast_is_finite(kind: type[NetworkMethod], training: TrainingPairs) -> None:
+    method = kind(FITS[kind])
+    batch = method.samples(training)(0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(method.loss(batch, Moment(step=0, share=0.5)))
 
 
 def test_a_loss_that_runs_away_is_said(training: TrainingPairs, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """`lfmri benchmark`: which slices, what is kept and resumed, the tables, the figure, the page, wrong inputs."""
 
+import contextlib
 import csv
 import html.parser
 import io
+import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,26 +22,30 @@ from scipy import stats
 from lfmri.cli import run
 from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.calibration import Calibration
+from lfmri_runtime.consistency import THRESHOLD
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.evaluation import COLUMNS
 from lfmri_runtime.evaluation.scores import MIN_COVERAGE
+from lfmri_runtime.files import sha256_file
 from lfmri_runtime.page.article import Section, Table, write_article
 from lfmri_runtime.page.pictures import colour_table
+from lfmri_trainer.baselines.fitted import load_arrays, save_arrays
 from lfmri_trainer.baselines.interpolation import Interpolation
 from lfmri_trainer.benchmark import calibration, results
 from lfmri_trainer.benchmark.cases import choose_sets, open_cases
 from lfmri_trainer.benchmark.consistency import DIAMETERS, SPHERES, STRENGTHS
 from lfmri_trainer.benchmark.figure import LARGEST_ERROR, LINE, MARGIN, WIDTH, draw_figure
-from lfmri_trainer.benchmark.provenance import command_line, commit
+from lfmri_trainer.benchmark.provenance import command_line, commit, maker
 from lfmri_trainer.benchmark.quick import SLICES
 from lfmri_trainer.benchmark.results import Result
 from lfmri_trainer.benchmark.run import Scan, SetResults
 from lfmri_trainer.benchmark.tables import subject_table
 from lfmri_trainer.calibration import SAMPLES
+from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.simulation.pairs import read_pairs, subject_path, write_pairs, write_volume
 
 from .bundles import MakeBundle, contract
-from .training_fixtures import SIDE, write_tiny_pairs
+from .training_fixtures import SIDE, tiny_settings, write_tiny_pairs
 
 ROOT = Path(__file__).parents[1]
 #: Two scans of one head and one of another are tested; one is trained on.
@@ -145,6 +152,48 @@ def test_spheres_that_no_scan_holds_are_counted(made: Path) -> None:
     assert "## Consistency" in (made / "benchmark.md").read_text(encoding="utf-8")
 
 
+def test_scans_as_they_are_enhanced_are_checked_too(made: Path) -> None:
+    text = section(made, "Consistency of scans as they are enhanced")
+    rows = re.findall(r"^\| (InD|OOD) \| (\S+) \| (\d+\.\d) \| (\d+\.\d) \|$", text, re.M)
+    assert [row[:2] for row in rows] == [("InD", "s4-R"), ("InD", "s4-S"), ("OOD", "s5-A")]
+    clean = {x["pair"]: float(x["number"]) for x in lines_of(made / "consistency.csv") if not x["sphere"]}
+    assert {pair: float(known) for _, pair, known, _ in rows} == pytest.approx(clean, abs=0.051)
+    above = [sum(float(row[column]) > THRESHOLD for row in rows) for column in (2, 3)]
+    assert f"of these 3 scans {above[0]} with the slices' own thickness and {above[1]} with" in text
+
+
+def test_the_report_says_what_each_method_was_fitted_on(made: Path) -> None:
+    (row,) = re.findall(r"^\| IQT-RF \| .*$", section(made, "Fits"), re.M)
+    pairs, file = re.findall(r"[0-9a-f]{16}", row)
+    about = json.loads(str(np.load(made / "fitted" / "iqt-rf.npz")["about"]))
+    assert about["data"].startswith(pairs)
+    assert sha256_file(made / "fitted" / "iqt-rf.npz").startswith(file)
+    assert row.startswith("| IQT-RF | 1 | tiny | ")
+    assert "| patches=4000, trees=2, leaf=300 |" in row
+
+
+def test_results_of_several_commits_are_told_apart(
+    made: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    shutil.rmtree(out / "results" / "InD" / "interpolation")
+    for path in out.glob("results/*/flow-1/*.npz"):
+        arrays, about = load_arrays(path)
+        save_arrays(path, arrays, {key: value for key, value in about.items() if key != "made"})
+    monkeypatch.setattr("lfmri_trainer.benchmark.provenance.commit", lambda: "a later one")
+    assert run([*arguments, "--out", str(out), "--resume"]) == 0
+    own, later = maker().replace("a later one", commit()), maker()
+    text = section(out, "How it was made")
+    assert f"{own} (interpolation, IQT-RF, by-hand, 5 steps)" in text
+    assert f"{later} (interpolation)" in text
+    assert "not kept (by-hand, 1 step)" in text
+
+
+def test_the_page_of_the_benchmark_is_of_the_built_in_bundle() -> None:
+    assert open_bundle().sha256[:16] in (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+
+
 def test_every_file_is_there_and_nothing_half_written(made: Path) -> None:
     assert {path.name for path in made.iterdir()} == {*FILES, "results", "fitted"}
     assert [path.name for path in (made / "fitted").iterdir()] == ["iqt-rf.npz"]
@@ -195,6 +244,7 @@ def test_each_subject_has_a_line_of_its_own(pairs: Path) -> None:
                 scores={column.key: np.array([first, first + better]) + better for column in COLUMNS},
                 seconds=1.0,
                 picture=blank,
+                made="",
             )
             for first in (10.0, 20.0, 40.0)
         )
@@ -221,11 +271,11 @@ def section(made: Path, heading: str) -> str:
 def test_the_tables_say_what_they_hold(made: Path, bundle: Path) -> None:
     made_how = section(made, "How it was made")
     assert "Command: lfmri benchmark --pairs pairs --bundle bundle --steps 1,5 --uncertainty-steps 2,5" in made_how
-    assert f"Commit: {commit()}." in made_how
+    assert f"Commit and machine of the scores and seconds: {maker()}. The proposed model runs" in made_how
     assert "by-hand was trained on nobody." in made_how
     scores = section(made, "InD: scores")
     assert "8 slice pairs from 2 scans of 1 unseen subject (s4), preset tiny (its distribution is assumed)" in scores
-    assert "thick axis R, S; SNR of white matter 30.0 to 30.0" in scores
+    assert "thick axis R, S, slices every 4 mm; SNR of white matter 30.0 to 30.0" in scores
     assert re.search(r"\| IQT-RF \|.*\| [\d,]+ \| \d\.\d{3} \| 4000 patches \|", scores)
     fewer = r"\d+ slice pairs of 200 asked for \(shared out evenly, and some of the pairs hold no more\)"
     assert re.search(fewer, section(made, "OOD: scores"))
@@ -323,6 +373,13 @@ def test_calibration_is_that_of_the_contracts_scale(made: Path, bundle: Path) ->
         assert (np.diff(bins[:, 0]) > 0).all()
         means = np.sqrt(np.mean([(scale * std).astype(float) ** 2, error.astype(float) ** 2], axis=1))
         np.testing.assert_allclose(np.sqrt((bins**2).mean(axis=0)), means, rtol=0.01)
+        shares = {x["measure"]: float(x["found"]) for x in own if x["measure"].startswith("coverage of ")}
+        assert set(shares) == {f"coverage of {pair}" for pair in pairs}
+        for pair in pairs:
+            apart, bare = np.load(folder / f"{pair}.npz")["voxels"]
+            share = shares[f"coverage of {pair}"]
+            assert share == pytest.approx(np.mean(np.abs(apart) / (scale * bare) <= 1.64485), abs=2e-3)
+            assert f"{pair} {share:.0%}" in section(made, f"{name}: calibration")
         (rank,) = [float(x["found"]) for x in own if x["measure"] == "rank correlation"]
         assert rank == pytest.approx(stats.spearmanr(np.abs(error), std).statistic, abs=1e-4)
         row = rf"\| {steps} \| {'3.50' if scale > 1 else '1 .bare.'} \| {covered[0.5]:.1%} \|"
@@ -427,11 +484,11 @@ def test_a_subject_that_a_method_was_trained_on_is_refused(
 ) -> None:
     seen = make_bundle(training={"training_subjects": ["s1", "s5_copy-2"]})
     assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(seen)]) == 3
-    assert "by-hand was trained on s5" in capsys.readouterr().err
+    assert "by-hand learned from s5" in capsys.readouterr().err
     judged = Calibration(steps=2, samples=8, scale=1.0, subjects=("s4_ses-1",), scans=1, voxels=100)
     tuned = make_bundle(uncertainty=(judged,))
     assert run([*arguments, "--out", str(tmp_path / "a"), "--bundle", str(tuned)]) == 3
-    assert "the uncertainty of by-hand was calibrated on s4" in capsys.readouterr().err
+    assert "the uncertainty of by-hand learned from s4" in capsys.readouterr().err
     known = ["tiny", "tiny-ood"]
     for training in ({"presets": known}, {"presets": ["tiny"], "started_from": {"presets": known}}):
         noisy = make_bundle(training=training)
@@ -443,7 +500,25 @@ def test_a_subject_that_a_method_was_trained_on_is_refused(
     shutil.copytree(pairs, folder)
     write_pairs(folder, [replace(row, split="train") if row.pair == "s4-S" else row for row in rows])
     assert run([*arguments, "--out", str(tmp_path / "b"), "--pairs", str(folder)]) == 3
-    assert "iqt-rf was fitted on s4" in capsys.readouterr().err
+    assert "iqt-rf learned from s4" in capsys.readouterr().err
+
+
+def test_a_baseline_that_started_from_what_knew_the_ood_preset_is_refused(
+    arguments: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    network = build_network("iqt-cfm-edge")
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    np.savez(run_folder / "weights.npz", allow_pickle=False, **weights)
+    summary = {"steps_in_all": 1, "training_subjects": ["s1"], "presets": ["tiny-ood"]}
+    (run_folder / "summary.json").write_text(json.dumps(summary))
+    tiny_settings(tmp_path).save(run_folder)
+    fit = f"regression:initial={run_folder},preset=iqt-cfm-edge,steps=1,batch=1,crop=32,precision=32-true"
+    changed = ["--methods", "regression,flow", "--fit", fit, "--out", str(tmp_path / "out")]
+    assert run([word for word in arguments if word not in FIT] + changed) == 3
+    assert not list((tmp_path / "out").rglob("*.npz")), "refused before anything is fitted"
+    assert "what regression starts from learned from the preset tiny-ood" in capsys.readouterr().err
 
 
 def test_a_fitted_baseline_of_another_scale_is_refused(
@@ -480,8 +555,15 @@ def test_what_limits_a_score_is_told_for_each_pair(pairs: Path) -> None:
 
 
 def beside(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "beside.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    """The script as a command, in this process: torch is here already."""
+    said, code, error = io.StringIO(), 0, ""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(sys, "argv", ["beside.py", *words])
+        try:
+            runpy.run_path(str(ROOT / "benchmarks" / "beside.py"), run_name="__main__")
+        except SystemExit as leaving:
+            code, error = 1, f"{leaving.code}\n"
+    return subprocess.CompletedProcess(words, code, said.getvalue(), error)
 
 
 def test_models_that_were_benchmarked_apart_stand_side_by_side(made: Path, tmp_path: Path) -> None:
@@ -531,7 +613,7 @@ def test_of_paths_only_the_last_part_is_told() -> None:
 
 def test_quick_needs_no_pairs_and_the_shipped_model_looks_better_than_interpolation(tmp_path: Path) -> None:
     out = tmp_path / "quick"
-    assert run(["benchmark", "--quick", "--steps", "1,2", "--out", str(out)]) == 0
+    assert run(["benchmark", "--quick", "--out", str(out)]) == 0
     lines = lines_of(out / "scores.csv")
     methods = ("interpolation", "matched", "flow-1", "flow-2")
     assert [line["method"] for line in lines] == [method for method in methods for _ in range(SLICES)]

@@ -142,6 +142,9 @@ def test_a_choice_holds_until_what_it_was_made_for_changes(
     monkeypatch.setattr(choice, "identity", lambda: {"cpu": "another"})
     assert trials() == 5
     assert trials() == 0
+    monkeypatch.setattr(choice, "closed_gpu_files", lambda: ["/dev/nvmap"])
+    assert trials() == 5
+    assert trials() == 0
     monkeypatch.setattr(choice, "LOADER_CACHE", bundle.path / STEP)
     assert trials() == 5
     assert trials() == 0
@@ -184,6 +187,17 @@ def test_what_the_doctor_asks_for_brings_auto_back(
 
 def absent(name: str) -> str:
     raise PackageNotFoundError(name)
+
+
+def test_a_user_who_may_open_the_gpu_at_last_gets_it(
+    bundle: Bundle, machine: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "closed_gpu_files", lambda: ["/dev/nvmap"])
+    machine({ORT: 0.0, TRT: BackendMissing("no NVIDIA GPU is usable (CUDA_ERROR_NO_DEVICE)")})
+    assert choose(bundle, cache=tmp_path).step.name == "onnxruntime"
+    monkeypatch.setattr(choice, "closed_gpu_files", list)
+    machine({ORT: 0.0, TRT: 0.0}, SPEED)
+    assert choose(bundle, cache=tmp_path).step.name == "tensorrt"
 
 
 @pytest.mark.parametrize("full", [FULL, (GOLDEN_SIDE, FULL), (TRIAL_SIDE, FULL)], ids=["opening", "golden", "timing"])

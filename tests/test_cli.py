@@ -430,6 +430,60 @@ def test_a_shifted_reference_is_cut_to_the_overlap(lfmri: Lines, trio: tuple[Pat
     assert summary["psnr_db"]["mean"] > 30
 
 
+def test_slices_are_numbered_as_the_enhanced_scans(lfmri: Lines, trio: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, enhanced, truth = trio
+    scan = read_scan(truth)
+    data, affine = scan.data.copy(), scan.affine.copy()
+    data[:, 17] /= 2
+    affine[:3, 3] += affine[:3, :3] @ (3, 5, 1)
+    part, table, document, page = (tmp_path / f"part.{kind}" for kind in ("nii", "csv", "scores", "html"))
+    nib.save(nib.Nifti1Image(data[3:, 5:, 1:-2], affine), part)
+    lfmri("evaluate", enhanced, part, "--csv", table, "--json", document)
+    slices = json.loads(document.read_text())["methods"]["enhanced"]["slices"]
+    for rows in (list(csv.DictReader(table.read_text().splitlines())), slices):
+        assert int(min(rows, key=lambda row: float(row["psnr_db"]))["slice"]) == 17
+    lfmri("report", enhanced, "-o", page, "--reference", part)
+    assert "coronal slice 21 of 36" in page.read_text(), "the middle of 31 slices behind 5 that were cut off"
+
+
+def test_a_mask_may_cover_everything(lfmri: Lines, trio: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, enhanced, truth = trio
+    (tmp_path / "enhanced.json").unlink()
+    image, mask = nib.load(truth), tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine), mask)
+    assert "PSNR in mask" in lfmri("evaluate", enhanced, truth, "--mask", mask)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), mask)
+    assert "every voxel is zero" in lfmri.refuse("evaluate", enhanced, truth, "--mask", mask, code=3)
+
+
+def test_scores_are_written_before_they_are_shown(
+    lfmri: Lines, trio: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(figures: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("lfmri.tables.print_scores", broken)
+    _, enhanced, truth = trio
+    written = [tmp_path / "a.csv", tmp_path / "b.json"]
+    lfmri.refuse("evaluate", enhanced, truth, "--csv", written[0], "--json", written[1], code=6)
+    assert all(path.is_file() for path in written)
+
+
+def test_what_the_terminals_encoding_lacks_is_spelt_out(
+    trio: tuple[Path, Path, Path], bundle: Path, tmp_path: Path
+) -> None:
+    def said(*arguments: object) -> bytes:
+        command = [sys.executable, "-m", "lfmri", *map(str, arguments)]
+        environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout
+
+    low, enhanced, truth = trio
+    assert rb"PSNR (dB) \u2191" in said("evaluate", enhanced, truth)
+    assert said("enhance", low, "-o", tmp_path / "Ω.nii.gz", "--bundle", bundle).endswith(b"\\u03a9.nii.gz\n")
+
+
 def test_a_report_is_written(lfmri: Lines, trio: tuple[Path, Path, Path], tmp_path: Path) -> None:
     low, enhanced, truth = trio
     page = tmp_path / "page.html"
@@ -444,15 +498,20 @@ def test_a_report_is_written(lfmri: Lines, trio: tuple[Path, Path, Path], tmp_pa
 
 def test_reports_and_scores_replace_no_input(lfmri: Lines, trio: tuple[Path, Path, Path]) -> None:
     low, enhanced, truth = trio
-    before = [path.read_bytes() for path in trio]
+    kept = [*trio, enhanced.with_name("enhanced.json")]
+    before = [path.read_bytes() for path in kept]
     for arguments in (
         ("report", enhanced, "-o", enhanced),
         ("report", enhanced, "-o", low, "--input", low),
         ("evaluate", enhanced, truth, "--csv", truth),
         ("evaluate", enhanced, truth, "--json", "a", "--csv", "a"),
+        ("evaluate", enhanced, truth, "--json", kept[-1]),
+        ("evaluate", enhanced, truth, "--csv", truth.with_name("truth.json")),
+        ("report", enhanced, "-o", kept[-1]),
     ):
         assert "would replace" in lfmri.refuse(*arguments, code=2)
-    assert [path.read_bytes() for path in trio] == before
+    assert [path.read_bytes() for path in kept] == before
+    assert "a folder; expected one image file" in lfmri.refuse("evaluate", ".", truth, code=3)
     assert "not writable" in lfmri.refuse("evaluate", enhanced, truth, "--csv", low / "a.csv", code=6)
 
 

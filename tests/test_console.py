@@ -272,6 +272,32 @@ def test_the_configured_back_end_runs_or_is_refused(make_bundle: MakeBundle) -> 
         Station(ModelSettings(bundle=str(make_bundle()), backend="abacus"), Journal())
 
 
+@pytest.mark.parametrize("backend", ["auto", "tensorrt"])
+def test_why_a_gpu_was_passed_over_is_said(make_bundle: MakeBundle, backend: str) -> None:
+    station = Station(ModelSettings(bundle=str(make_bundle()), backend=backend), Journal())
+    assert station.enhancer.step.name != "tensorrt"
+    assert any(note.startswith("tensorrt (") for note in station.notes)
+    assert any(note.startswith("asked for tensorrt") for note in station.enhancer.notes) == (backend == "tensorrt")
+    station.close()
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_back_end_that_refuses_to_be_warmed_up_ends_no_service(
+    tmp_path: Path, make_bundle: MakeBundle, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(shape: tuple[int, ...]) -> None:
+        raise InputRefused(f"slices of {shape}; make an engine with another --profile")
+
+    model = {"backend": "onnxruntime", "bundle": str(make_bundle())}
+    running = Service(settings_from({"model": model}, where="here"), sinks=[recorder])
+    monkeypatch.setattr(running.station.enhancer.step, "warmup", refuse)
+    running._stopping.set()
+    running.run([Gate(tmp_path)])  # as at a signal
+    ((_, ready), _) = recorder.events
+    assert len(ready["notes"]) == 1
+    assert "slices of (2, 1, 192, 192); make an engine" in ready["notes"][0]
+
+
 def test_a_refused_scan_is_in_the_journal_and_the_next_one_works(station: Station, recorder: Recorder) -> None:
     data, affine = scan_of(np.diag([1.5, 1.2, 5.0, 1.0]))
     with pytest.raises(InputRefused):
@@ -412,8 +438,14 @@ def test_a_service_tells_when_it_is_ready_and_ends_at_a_signal(
     assert gate.calls == ["start", "stop"]
     while b"STOPPING=1" not in heard:
         heard.append(notified.recv(100))
-    events = [json.loads(line)["event"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    assert events == ["ready", "stopped"]
+    events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["ready", "stopped"]
+    assert events[0]["backend"] == {
+        "name": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "precision": running.station.enhancer.bundle.contract.precision,
+    }
+    assert events[0]["notes"] == []
     assert "stopping" in str(running.not_ready())
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_trainer.dataset import CountingSampler, CropDataset, SliceDataset
+from lfmri_trainer.loaders import PairsData
 from lfmri_trainer.simulation.pairs import low_path, read_pairs, read_volume, subject_path, write_volume
-from lfmri_trainer.train import PairsData
 from lfmri_trainer.working import WorkingPair, working_pairs
 
 from .training_fixtures import PAIRS, SIDE, parameters, tiny_settings, write_tiny_pairs
@@ -166,6 +166,8 @@ def test_empty_slices_are_left_out() -> None:
     assert all((dataset[number]["x_1"] > 0.05).float().mean() > 0.02 for number in range(50))
     with pytest.raises(InputRefused, match="no slice of 1 training pairs"):
         crops(working_pair(np.zeros((30, 30, 30), dtype=np.float32)))
+    with pytest.raises(InputRefused, match="no slice of 1 validation pairs"):
+        SliceDataset([working_pair(np.zeros((30, 30, 30)))], count=4, multiple=16, source_std=1.0, seed=6)
 
 
 def test_two_processes_see_together_what_one_sees() -> None:

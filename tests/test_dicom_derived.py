@@ -406,3 +406,35 @@ def test_a_write_that_fails_leaves_no_half_file(
         write_derived(tmp_path, plain.series, plain.enhanced, bundle=plain.enhancer.bundle)
     assert "DOE" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(OSError(28, "full"), TryAgainLater), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_a_write_that_is_cut_short_leaves_no_part_of_a_series(
+    plain: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, expected: type[BaseException]
+) -> None:
+    folder = tmp_path / "derived"
+
+    def write(*, files: int) -> list[Path]:
+        """Write the series; the disk takes so many files."""
+        left = iter(range(files))
+        with monkeypatch.context() as patch:
+
+            def limited(path: Path, content: bytes) -> None:
+                if next(left, None) is None:
+                    raise error
+                with path.open("wb") as stream:
+                    stream.write(content)
+
+            patch.setattr(Path, "write_bytes", limited)
+            return write_derived(folder, plain.series, plain.enhanced, bundle=plain.enhancer.bundle)
+
+    with pytest.raises(expected):
+        write(files=3)
+    assert list(tmp_path.iterdir()) == []
+    first, second, *others = write(files=100)
+    second.unlink()
+    with pytest.raises(expected):
+        write(files=3)
+    assert set(folder.iterdir()) == {first, *others}, "what an earlier run wrote is the same, and stays"

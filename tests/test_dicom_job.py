@@ -122,6 +122,19 @@ def test_several_scans_of_both_kinds_go_into_a_folder(enhance: Lines, tmp_path: 
     assert {path.name for path in (tmp_path / "rest").iterdir()} == {"scan.nii.gz", "scan.json"}
 
 
+@pytest.mark.parametrize(("scan", "place"), [(".", "in"), ("..", "in/deep")])
+def test_a_scan_without_a_name_of_its_own_gets_its_folders(
+    enhance: Lines, tmp_path: Path, make_nifti: Any, monkeypatch: pytest.MonkeyPatch, scan: str, place: str
+) -> None:
+    classic(tmp_path / "in" / "deep")
+    link = tmp_path / "link.nii.gz"
+    link.symlink_to(make_nifti("scan.nii.gz"))
+    monkeypatch.chdir(tmp_path / place)
+    enhance(scan, link, "-o", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"in", "link.nii.gz", "link.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "link.nii.gz", "scan.nii.gz", "out"}
+
+
 @pytest.mark.parametrize(
     ("options", "code", "match"),
     [

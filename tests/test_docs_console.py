@@ -28,7 +28,7 @@ def engineer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a scan and the clone's examples."""
     folder = tmp_path_factory.mktemp("engineer")
     (folder / "docs").symlink_to(ROOT / "docs")
-    data = np.random.default_rng(0).gamma(2, 100, (40, 44, 6)).astype(np.int16)
+    data = np.random.default_rng(0).gamma(2, 100, (24, 26, 6)).astype(np.int16)
     nib.Nifti1Image(data, np.diag([1.6, 1.6, 5.0, 1.0])).to_filename(folder / "scan.nii.gz")
     return folder
 

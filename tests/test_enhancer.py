@@ -140,6 +140,15 @@ def test_what_is_brighter_than_the_standard_range_is_clipped(plain: Enhancer, sc
     assert enhanced.mean.min() == 0
 
 
+def test_the_inputs_grid_keeps_to_the_standard_range(plain: Enhancer, scan: Scan) -> None:
+    data, affine = scan
+    data[data < 150] = 0  # an edge, where the spline from the working grid swings below zero
+    data[10, 11, 3] = 5 * data.max()
+    enhanced = plain.enhance(data, affine, grid="input")
+    assert enhanced.mean.min() == 0
+    assert enhanced.mean.max() <= np.float32(1.25) * np.float32(enhanced.scale)
+
+
 # The thick axis
 
 

@@ -95,6 +95,7 @@ def test_without_a_mask_the_reference_says_which_slices_count(reference: Array) 
     assert [row.index for row in found.rows] == [3]
     scaled = evaluate(4000 * (volume + 0.5), 4000 * volume, axis=0, data_range=4000.0)
     assert [row.index for row in scaled.rows] == [3]
+    assert [row.index for row in evaluate(volume + 0.5, volume, axis=0, first=10).rows] == [13]
     assert scaled.rows[0].scores == pytest.approx(found.rows[0].scores, rel=1e-4)
 
 

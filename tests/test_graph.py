@@ -30,7 +30,7 @@ SMALL = UNetConfiguration(
     branch_channels=2,
     fused_channels=8,
     time_width=8,
-    bottleneck_blocks=True,
+    bottleneck_blocks=False,
     widening_upsample=False,
     normalised_output=True,
 )

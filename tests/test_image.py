@@ -68,7 +68,7 @@ def test_what_the_image_copies_is_enough_to_build_the_wheel(tmp_path: Path) -> N
     (line,) = [line for line in arguments("RUN") if line.startswith("pip wheel")]
     subprocess.run([sys.executable, "-m", *line.replace("/wheels", str(tmp_path)).split()], cwd=source, check=True)
     (wheel,) = tmp_path.glob("lfmri-*.whl")
-    assert wheel.stat().st_size > 1e6
+    assert wheel.stat().st_size > 10e6, "without step.onnx it has 8 MB"
 
 
 def test_the_consoles_command_runs_without_a_network(

@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from lfmri.cli import run
+from lfmri_runtime.backends.tensorrt.identity import engine_folder
+from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.console.configuration import read_settings
 from lfmri_runtime.console.example import attributes, example_configuration
 from lfmri_runtime.console.settings import ConsoleSettings, DicomPeer
+from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 
 from .bundles import MakeBundle
 from .peers import require_peer
@@ -34,6 +37,21 @@ DEADLINE = 60.0
 def root(tmp_path: Path) -> Path:
     assert run(["install-service", "--root", str(tmp_path)]) == 0
     return tmp_path
+
+
+def make_jetson(root: Path) -> None:
+    """Nodes of a GPU as JetPack makes them, and what else lies beside them."""
+    for name in ("nvmap", "host1x-fence", "nvhost-gpu", "nvgpu/igpu0/ctrl", "nvme0", "null"):
+        (root / "dev" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "dev" / name).symlink_to("/dev/null")
+    (root / "dev/nvhost-file").touch()
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/group").write_text("root:x:0:\nvideo:x:44:mri\n")
+
+
+def found(root: Path, key: str) -> list[str]:
+    """The values of one key of the unit."""
+    return re.findall(rf"^{key}=(.*)$", (root / UNIT).read_text(), re.MULTILINE)
 
 
 def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -60,7 +78,11 @@ def test_what_a_list_holds_is_said() -> None:
     assert example_configuration().count("# Each is { title = ..., address = ..., port = ... }.") == 2
 
 
-def test_systemd_reads_the_unit_and_finds_it_closed(root: Path) -> None:
+@pytest.mark.parametrize("jetson", [False, True])
+def test_systemd_reads_the_unit_and_finds_it_closed(root: Path, jetson: bool) -> None:
+    if jetson:
+        make_jetson(root)
+        assert run(["install-service", "--root", str(root)]) == 0
     done = analyze("verify", root / UNIT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     done = analyze("security", "--offline=true", f"--threshold={int(10 * MOST_EXPOSED)}", root / UNIT)
@@ -91,6 +113,50 @@ def test_user_and_configuration_are_the_asked_ones(tmp_path: Path, capsys: pytes
     assert '--config "/etc/a b/%%h$$x.toml"\n' in text
     assert run(["install-service", "--root", str(tmp_path), "--user", "a\nRoot=1"]) == 2
     assert "expected the name of a user" in capsys.readouterr().err
+
+
+def test_the_service_may_use_a_jetsons_gpu(tmp_path: Path) -> None:
+    make_jetson(tmp_path)
+    assert run(["install-service", "--root", str(tmp_path)]) == 0
+    groups = ["char-nv*", "char-drm"]
+    nodes = ["/dev/host1x-fence", "/dev/nvgpu/igpu0/ctrl", "/dev/nvhost-gpu", "/dev/nvmap"]
+    assert found(tmp_path, "DeviceAllow") == [f"{name} rw" for name in (*groups, *nodes)]
+    assert found(tmp_path, "SupplementaryGroups") == ["video"], "systemd starts nothing with a group that is not there"
+
+
+def test_a_machine_without_a_gpu_has_no_more_than_the_kinds_of_nodes(root: Path) -> None:
+    assert found(root, "DeviceAllow") == ["char-nv* rw", "char-drm rw"]
+    assert found(root, "SupplementaryGroups") == [""]
+
+
+def test_a_gpu_that_comes_up_late_is_waited_for(root: Path) -> None:
+    codes = {str(error.exit_code) for error in (UsageError, InputRefused, BundleRefused)}
+    assert set(found(root, "RestartPreventExitStatus")[0].split()) == codes
+
+
+def test_where_engines_are_looked_for_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["install-service", "--root", str(tmp_path)]) == 0
+    (folder, command) = re.findall(r"engines in (.*); to make one there:\n(.*)\n", capsys.readouterr().out)[0]
+    (variable,) = found(tmp_path, "Environment")
+    assert command == f"env {variable} {sys.executable} -m lfmri export --trt"
+    monkeypatch.setenv(*variable.split("="))
+    assert engine_folder(open_bundle(), None).parents[1] == Path(folder)
+
+
+def test_a_home_that_the_services_user_cannot_enter_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o750)
+    monkeypatch.setattr(sys, "executable", str(home / "python3"))
+    assert run(["install-service", "--root", str(tmp_path)]) == 0
+    assert f"note: {home} is closed to others" in capsys.readouterr().err
+    assert run(["install-service", "--root", str(tmp_path), "--user", "mri"]) == 0
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    assert run(["install-service", "--root", str(tmp_path)]) == 0
+    assert "closed" not in capsys.readouterr().err
 
 
 # The service as the unit starts it
@@ -152,6 +218,8 @@ def test_systemd_hears_that_it_is_ready_alive_and_stopping(start: Callable[[], S
     service.process.send_signal(signal.SIGTERM)
     assert set(service.hear("STOPPING=1")) <= {"WATCHDOG=1", "STOPPING=1"}
     assert service.process.wait(DEADLINE) == 0
+    assert service.process.stderr is not None
+    assert service.process.stderr.read() == "lfmri: ready: onnxruntime float32 on CPUExecutionProvider\n"
 
 
 def test_a_surface_that_dies_ends_the_process_with_an_error(start: Callable[[], Service]) -> None:

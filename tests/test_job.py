@@ -102,6 +102,9 @@ def test_files_that_are_apart_pass(tmp_path: Path) -> None:
     check_apart([tmp_path / "a", tmp_path / "b"], inputs=[tmp_path / "c", tmp_path / "c"])
     with pytest.raises(UsageError, match="b would replace an input"):
         check_apart([tmp_path / "a", tmp_path / "b"], inputs=[tmp_path / "b"])
+    with pytest.raises(UsageError, match=r"b\.json would replace an input"):
+        check_apart([tmp_path / "b.json"], inputs=[tmp_path / "b.nii.gz"])
+    check_apart([tmp_path / "a"], inputs=[Path()])
 
 
 # The outputs
@@ -156,6 +159,21 @@ def test_a_mask_is_read_on_the_scans_grid(
     assert not (tmp_path / "not.nii.gz").exists()
 
 
+def test_a_mask_may_cover_the_whole_scan_but_not_nothing(
+    enhancer: Enhancer, scan: Path, make_nifti: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = read_scan(scan)
+    inside = np.ones(source.data.shape, bool)
+    whole = make_nifti("whole.nii.gz", data=inside, affine=source.affine, dtype=np.uint8)
+    run(enhancer, scan, Outputs(tmp_path / "out.nii.gz"), mask=whole)
+    expected = enhancer.enhance(source.data, source.affine, mask=inside)
+    np.testing.assert_array_equal(read_scan(tmp_path / "out.nii.gz").data, expected.mean)
+    for value, match in ((0.0, "every voxel is zero"), (0.3, "and 0 voxels set")):
+        nothing = make_nifti("nothing.nii.gz", data=value * inside, affine=source.affine, dtype=np.float32)
+        with pytest.raises(InputRefused, match=match):
+            run(enhancer, scan, Outputs(tmp_path / "not.nii.gz"), mask=nothing)
+
+
 # The sidecar
 
 
@@ -189,6 +207,14 @@ def test_the_sidecar_says_how_it_was_made(enhancer: Enhancer, scan: Path, tmp_pa
     assert document["uncertainty"] == {"scale": 1.0, "calibrated": False}
     (note,) = document["notes"]
     assert "the bundle has no calibration" in note
+
+
+def test_the_sidecar_knows_the_scan_that_was_read(enhancer: Enhancer, scan: Path, tmp_path: Path) -> None:
+    before = sha256_file(scan)
+    document = enhance_file(
+        enhancer, scan, Outputs(tmp_path / "out.nii.gz"), progress=lambda done, total: scan.write_bytes(b"the next")
+    )
+    assert document["input"]["sha256"] == before != sha256_file(scan)
 
 
 def test_the_sidecars_scale_is_the_enhanced_scans(enhancer: Enhancer, scan: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole line on nilearn's MNI152 volume, as a user would type it: simulate, train, export, enhance, evaluate."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,11 @@ from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.errors import BundleRefused, UsageError
 from lfmri_runtime.volume import read_scan
 
-from .bundles import MakeBundle
+from .bundles import MakeBundle, change_contract
 
 TEMPLATE = Path(nilearn.__file__).parent / "datasets" / "data"
-#: The middle of the template, with what air is beside it: a third of its voxels.
-MIDDLE = (slice(20, 177), slice(18, 215), slice(50, 140))
+#: The middle of the template's back half, with what air is beside it: a sixth of its voxels.
+MIDDLE = (slice(20, 177), slice(18, 118), slice(50, 140))
 
 
 def lfmri(*arguments: object) -> str:
@@ -119,27 +120,30 @@ def test_a_run_starts_from_the_bundles_weights(line: Path) -> None:
     assert run == {**json.loads((line / "run" / "config.json").read_text()), "pairs": ""}
 
 
-@pytest.mark.parametrize("wrong", ["the run exists", "no such network", "another graph"])
+def test_a_run_starts_only_in_a_new_folder(line: Path) -> None:
+    with pytest.raises(UsageError, match="expected a new folder"):
+        start_from_bundle(line / "bundle", line / "run")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("no such network", "expected one of iqt-cfm,"),
+        ("another graph", "step.onnx does not hold the weights of iqt-cfm-edge"),
+        ("other results", "expected the golden results"),
+    ],
+)
 def test_a_run_does_not_start_from_what_is_not_known(
-    line: Path, tmp_path: Path, make_bundle: MakeBundle, wrong: str
+    line: Path, tmp_path: Path, make_bundle: MakeBundle, wrong: str, message: str
 ) -> None:
-    run = tmp_path / "run"
-    if wrong == "the run exists":
-        run.mkdir()
-        with pytest.raises(UsageError, match="expected a new folder"):
-            start_from_bundle(line / "bundle", run)
-        return
-    network, message = (
-        ("none", "expected one of iqt-cfm,")
-        if wrong == "no such network"
-        else (
-            "iqt-cfm-edge",
-            "made by another exporter",
-        )
-    )
+    if wrong == "other results":
+        bundle = shutil.copytree(line / "bundle", tmp_path / "bundle")
+        change_contract(bundle, lambda document: document.update(prediction="velocity"))
+    else:
+        bundle = make_bundle(network="iqt-cfm-edge" if wrong == "another graph" else "none")
     with pytest.raises(BundleRefused, match=message):
-        start_from_bundle(make_bundle(network=network), run)
-    assert not run.exists()
+        start_from_bundle(bundle, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def _summary(run: Path) -> dict[str, object]:

@@ -209,6 +209,22 @@ def test_sliders_are_labelled(page: Path) -> None:
     assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
 
 
+def test_slices_are_counted_in_the_volume_that_was_cut(panels: list[Panel], tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write_page(path, title="x", volumes=panels[:1], voxel_size=VOXEL, first=(1, 2, 3), whole=(30, 40, 50))
+    tags = Reader(path.read_text(encoding="utf-8")).tags
+    assert [a["alt"] for tag, a in tags if tag == "img"] == [
+        "Input, axial slice 16 of 50",
+        "Input, coronal slice 13 of 40",
+        "Input, sagittal slice 11 of 30",
+    ]
+    planes = [a for tag, a in tags if tag == "section" and a.get("data-plane")]
+    assert [a["data-length"] for a in planes] == ["50", "40", "30"]
+    assert [a["data-indices"] for a in planes] == [
+        str(list(range(first, first + length))) for first, length in ((3, 24), (2, 20), (1, 18))
+    ]
+
+
 def test_figures_and_settings_may_be_left_out(panels: list[Panel], tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", title="x", volumes=panels[:1], voxel_size=VOXEL)
     text = Reader((tmp_path / "page.html").read_text(encoding="utf-8")).text

@@ -38,6 +38,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("inline")
 def test_one_command_makes_the_set_and_again_makes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["prepare", str(place / "recipe.json"), "--out", str(place / "set")]
     assert run(arguments) == 0

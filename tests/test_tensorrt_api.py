@@ -23,8 +23,12 @@ SEEN = {
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "HardwareCompatibilityLevel.AMPERE_PLUS",
     "ExecutionContextAllocationStrategy.USER_MANAGED", "IBuilderConfig.num_compute_capabilities",
     "BuilderFlag.REQUIRE_USER_ALLOCATION", "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeCache.serialize", "IRuntimeCache.deserialize",
 }  # fmt: skip
-CALLED = {"cuInit", "cuMemAlloc", "cuMemcpyHtoDAsync", "cuGraphInstantiate", "cuGraphLaunch", "cuStreamWaitEvent"}
+CALLED = {
+    "cuInit", "cuMemAlloc", "cuMemcpyHtoDAsync", "cuGraphInstantiate", "cuGraphLaunch", "cuStreamWaitEvent",
+    "cuMemGetInfo", "cuDriverGetVersion",
+}  # fmt: skip
 
 
 def test_every_member_exists_in_every_version() -> None:

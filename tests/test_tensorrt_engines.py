@@ -2,12 +2,14 @@
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from onnx import TensorProto, helper
 from lfmri.cli import run
 from lfmri.commands.export import DEFAULT_PROFILE, export
 from lfmri_export.building import PARTS, PIECE_MM, create_monitor
+from lfmri_export.engine import export_engine
 from lfmri_export.rtx import export_rtx_engines
 from lfmri_runtime.backends.onnxruntime import OnnxRuntimeStep
 from lfmri_runtime.backends.tensorrt import engine as engine_module
@@ -28,6 +31,9 @@ from lfmri_runtime.backends.tensorrt.engine import check_identity, open_engine, 
 from lfmri_runtime.backends.tensorrt.identity import engine_folder, parse_profile, read_sidecar
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.cache import cache_folder
+from lfmri_runtime.console.journal import Journal
+from lfmri_runtime.console.settings import ModelSettings
+from lfmri_runtime.console.station import Station
 from lfmri_runtime.contract import render
 from lfmri_runtime.device import verify as acceptance
 from lfmri_runtime.enhancer import Enhancer
@@ -85,6 +91,7 @@ def test_tensorrt_rtx_builds_the_built_in_bundle_for_three_cards_without_torch_o
         sidecar = read_sidecar(path)
         assert sidecar.identity.bundle == bundle.sha256
         assert sidecar.identity.precision == "float16"
+        assert (sidecar.identity.platform, sidecar.identity.multiprocessors) == (platform.machine(), None)
         plans[sidecar.identity.compute_capability] = read_plan(path, sidecar)
     assert sorted(plans) == sorted(TARGETS.values())
     assert len(set(plans.values())) == len(TARGETS)
@@ -181,6 +188,37 @@ def test_a_stopped_monitor_ends_the_build(bundle: Bundle, tmp_path: Path, monkey
         build_rtx(bundle, tmp_path)
 
 
+def test_nothing_but_the_wish_to_stop_ends_a_build(machine: Machine) -> None:
+    def gone(done: int, total: int) -> None:
+        raise BrokenPipeError
+
+    machine.build(progress=gone)
+    monitor = create_monitor(machine.trt, gone)
+    assert monitor.step_complete("a phase that never began", 0)
+    monitor.stopped = True
+    assert not monitor.step_complete("a phase that never began", 1)
+
+
+def test_a_monitor_takes_one_thread_at_a_time(machine: Machine) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(done: int, total: int) -> None:
+        entered.set()
+        assert leave.wait(30)
+
+    monitor = create_monitor(machine.trt, slow)
+    monitor.phase_start("Building engine", None, 2)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(monitor.step_complete, "Building engine", 0)
+        assert entered.wait(30)
+        others = threads.submit(monitor.phase_start, "Timing tactics", "Building engine", 4)
+        blocked = wait([others], timeout=0.2).not_done
+        leave.set()
+        assert blocked
+        assert first.result()
+        others.result()
+
+
 # The cache
 
 
@@ -245,7 +283,13 @@ def fill_sidecar(path: Path) -> None:
 
 def newer_sidecar(path: Path) -> None:
     document = json.loads(path.with_suffix(".json").read_text())
-    path.with_suffix(".json").write_text(json.dumps({**document, "schema": 2}))
+    path.with_suffix(".json").write_text(json.dumps({**document, "schema": 3}))
+
+
+def older_sidecar(path: Path) -> None:
+    document = json.loads(path.with_suffix(".json").read_text())
+    del document["identity"]["multiprocessors"]
+    path.with_suffix(".json").write_text(json.dumps({**document, "schema": 1}))
 
 
 def rename(path: Path) -> None:
@@ -259,7 +303,8 @@ def rename(path: Path) -> None:
         (remove_plan, "plan: No such file or directory; make the engine again"),
         (cut_plan, "plan has changed"),
         (fill_sidecar, "cannot be read"),
-        (newer_sidecar, "has schema 2; this lfmri reads schema 1"),
+        (newer_sidecar, "has schema 3; this lfmri reads schema 2: make the engine again"),
+        (older_sidecar, "has schema 1; this lfmri reads schema 2: make the engine again"),
         (rename, "was changed: its identity is that of tensorrt-.*, its name says tensorrt-0123456789abcdef"),
     ],
 )
@@ -379,9 +424,11 @@ def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
         ("library_version", "11.3.0", "11.4.0.106"),
         ("compute_capability", "8.6", "8.7"),
         ("gpu", "Other GPU", "Fake GPU"),
+        ("multiprocessors", 8, "16"),
+        ("platform", "another", platform.machine()),
     ],
 )
-def test_the_field_that_differs_is_named(machine: Machine, field: str, value: str, expected: str | None) -> None:
+def test_the_field_that_differs_is_named(machine: Machine, field: str, value: Any, expected: str | None) -> None:
     path = machine.build().with_suffix(".json")
     identity = read_sidecar(path).identity
     check_identity(path, identity, machine.bundle, Device(), machine.trt)
@@ -396,9 +443,13 @@ def test_the_field_that_differs_is_named(machine: Machine, field: str, value: st
         ({"version_compatible": True, "library_version": "10.3.0.30"}, True),
         ({"version_compatible": True, "library_version": "11.4.0.107"}, False),
         ({"version_compatible": True, "gpu": "Other GPU"}, False),
+        ({"version_compatible": True, "multiprocessors": 8}, False),
+        ({"hardware_compatible": True, "multiprocessors": 8}, True),
+        ({"hardware_compatible": True, "version_compatible": True, "platform": "another"}, False),
         ({"hardware_compatible": True, "gpu": "Other GPU", "compute_capability": "8.0"}, True),
         ({"hardware_compatible": True, "library_version": "10.3.0"}, False),
-        ({"gpu": None}, True),
+        ({"gpu": None, "multiprocessors": None}, True),
+        ({"gpu": None, "multiprocessors": None, "platform": "another"}, False),
         ({"gpu": None, "compute_capability": "8.6"}, False),
     ],
 )
@@ -410,6 +461,16 @@ def test_what_a_compatible_engine_may_differ_in(machine: Machine, changes: dict[
     else:
         with pytest.raises(BundleRefused, match="the engine's"):
             check_identity(path, identity, machine.bundle, Device(), machine.trt)
+
+
+def test_two_modules_of_one_name_have_engines_and_timings_of_their_own(machine: Machine) -> None:
+    large = machine.build()
+    machine.driver.multiprocessors = 8
+    with pytest.raises(BundleRefused, match="the engine's multiprocessors is 16; expected 8 here: make one here"):
+        machine.open()
+    assert machine.build() != large
+    assert len(list(large.parents[1].glob("timings-*.cache"))) == 2
+    machine.open().close()
 
 
 def test_an_updated_library_refuses_the_engine_and_nothing_is_built(machine: Machine) -> None:
@@ -492,6 +553,7 @@ def test_options_that_do_not_go_together_are_refused(
         "1x8x8,2x192x192,3x384x384",
         "1x32x8,2x192x192,4x384x384",
         "1x8x8,2x64x64,4x64x64",
+        "1x8x8,2x96x96,4x96x96",
         "1x128x128,2x192x192,4x256x256",
     ],
 )
@@ -502,9 +564,20 @@ def test_a_profile_whose_engine_could_never_pass_is_refused_before_it_is_built(
     assert run([*arguments, "--profile", profile]) == 2
     said = capsys.readouterr().err
     assert f"--profile is {profile}; expected one that covers 1x24x16 and 4x24x16 (lfmri verify), " in said
-    assert "2x64x64 (the golden check), 2x96x96 (the timing of --backend auto)" in said
+    assert "2x64x64 (the golden check), 2x96x96 (the timing of --backend auto), " in said
+    assert "2x192x192 (the warm-up of lfmri serve): widen it" in said
     assert machine.trt.state.built == []
-    assert run([*arguments, "--profile", "1x24x16,2x96x96,4x96x96"]) == 0
+    assert run([*arguments, "--profile", "1x24x16,2x96x96,4x192x192"]) == 0
+
+
+def test_from_python_such_a_profile_is_refused_as_well(machine: Machine) -> None:
+    options: dict[str, Any] = {"cache": machine.cache, "say": print, "progress": lambda done, total: None}
+    small = parse_profile("1x8x8,2x64x64,4x64x64", multiple=8)
+    with pytest.raises(UsageError, match="expected one that covers"):
+        export_engine(machine.bundle, small, **options)
+    with pytest.raises(UsageError, match="expected one that covers"):
+        next(export_rtx_engines(machine.bundle, small, **options))
+    assert machine.trt.state.built == []
 
 
 def test_the_slices_of_a_profile_are_those_that_verify_enhances(bundle: Bundle) -> None:
@@ -519,6 +592,15 @@ def test_the_slices_of_a_profile_are_those_that_verify_enhances(bundle: Bundle) 
     enhancer = Enhancer(bundle, step=Noting(bundle, threads=1))
     assert all(check.passed for check in acceptance._batches(enhancer, lambda line: None))
     assert seen == {(batch, *PIECE_MM) for batch in acceptance.BATCHES}
+
+
+def test_the_warm_up_of_a_profile_is_the_services(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(OnnxRuntimeStep, "warmup", lambda step, shape: seen.append(shape))
+    station = Station(ModelSettings(bundle=str(bundle.path), backend="onnxruntime"), Journal())
+    station.warm()
+    station.close()
+    assert seen == [(2, 1, 192, 192)]
 
 
 def test_the_command_builds_on_this_machines_gpu(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lfmri_export.rtx import export_rtx_engines
 from lfmri_runtime.backends import open_backend
-from lfmri_runtime.backends.tensorrt import TensorRtStep
+from lfmri_runtime.backends.tensorrt import TensorRtStep, cuda, kernels
 from lfmri_runtime.backends.tensorrt.identity import parse_profile
 from lfmri_runtime.backends.tensorrt.plan import GRAPH_STEPS
 from lfmri_runtime.backends.tensorrt.step import PLANS
@@ -93,6 +93,42 @@ def test_tensorrt_rtx_runs_what_was_built_ahead_of_time(
     machine.driver.capability = (12, 0)
     with pytest.raises(BundleRefused, match=r"compute_capability is 8.[69]; expected 12.0"):
         machine.open()
+
+
+def test_kernels_are_compiled_once_for_all_processes(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, bundle, tmp_path, "rtx")
+    machine.driver.capability = (8, 9)
+    options: dict[str, Any] = {"say": lambda line: None, "progress": lambda done, total: None, "cache": tmp_path}
+    profile = parse_profile(PROFILE, multiple=8)
+    ((plan, _),) = export_rtx_engines(bundle, profile, targets=["SM89"], **options)
+    file, compiled = plan.with_suffix(".kernels"), machine.trt.state.compiled
+    (wanted,) = expected(bundle, VOLUME[:1], 1)
+
+    def compiles() -> int:
+        before = len(compiled)
+        np.testing.assert_array_equal(machine.open()(*VOLUME[0], 0.0, 1.0), wanted)  # and is not closed, as if killed
+        return len(compiled) - before
+
+    assert compiles() == 1
+    kept = (file.stat().st_ino, file.read_bytes())
+    assert compiles() == 0
+    assert (file.stat().st_ino, file.read_bytes()) == kept, "written for nothing"
+    for place in (0, 40, -1):
+        damaged = bytearray(kept[1])
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        assert compiles() == 1, "damage was not seen"
+        assert file.read_bytes() == kept[1]
+    machine.driver.name = "Other GPU"
+    assert (compiles(), compiles()) == (1, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "MAX_KERNELS_BYTES", 10)
+        assert compiles() == 1
+    file.unlink()
+    file.mkdir()
+    assert compiles() == 1, "a file that cannot be written costs time alone"
 
 
 def test_one_step_at_any_time_and_a_flow_do_not_disturb_each_other(machine: Machine) -> None:
@@ -266,13 +302,16 @@ def test_a_context_that_is_current_is_taken(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(5, 1, 8, 8), (1, 1, 8, 72), (1, 1, 12, 16), (1, 2, 8, 8), (1, 8, 8), (1, 1, 0, 8)], ids=str
+    "shape", [(5, 1, 8, 8), (1, 1, 8, 200), (1, 1, 12, 16), (1, 2, 8, 8), (1, 8, 8), (1, 1, 0, 8)], ids=str
 )
 def test_slices_outside_the_profile_are_refused(machine: Machine, shape: tuple[int, ...]) -> None:
     step = machine.open()
     zeros = np.zeros(shape, np.float32)
-    with pytest.raises(InputRefused, match=r"the engine takes .* within 1x8x8,2x16x16,4x64x64, sides multiples of 8"):
+    with pytest.raises(InputRefused, match=r"the engine takes .* within 1x8x8,2x16x16,4x192x192, .* of 8: ") as refusal:
         step(zeros, zeros, 0.0, 1.0)
+    assert str(refusal.value).endswith(
+        "make one with another `lfmri export --trt --profile`, or run with --backend onnxruntime"
+    )
     with pytest.raises(InputRefused):
         step(np.zeros((1, 1, 8, 8), np.float32), zeros, 0.0, 1.0)
     assert step(*VOLUME[0], 0.0, 1.0).shape == VOLUME[0][0].shape
@@ -380,18 +419,41 @@ def no_tensorrt(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
 
 
+def closed(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_device(driver, monkeypatch)
+    monkeypatch.setattr(cuda, "closed_gpu_files", lambda: ["/dev/nvmap"])
+
+
+def wrong_driver(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.fail = lambda name, number: real.CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
+
+
 def no_engine(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter(()))
+
+
+def neither_engine_nor_tensorrt(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_engine(driver, monkeypatch)
+    no_tensorrt(driver, monkeypatch)
+
+
+def no_library(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    neither_engine_nor_tensorrt(driver, monkeypatch)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
 
 
 @pytest.mark.parametrize(
     ("missing", "match"),
     [
         (no_device, "no NVIDIA GPU is usable .CUDA_ERROR_NO_DEVICE."),
+        (closed, "CUDA_ERROR_NO_DEVICE, /dev/nvmap is closed to this user.; .*: on a Jetson sudo usermod -aG video"),
+        (wrong_driver, "no NVIDIA GPU is usable .CUDA_ERROR_SYSTEM_DRIVER_MISMATCH."),
         (no_library_of_the_driver, "no NVIDIA GPU is usable .libcuda.so.1 was not found."),
         (no_bindings, "pip install 'lfmri.trt.'"),
         (no_tensorrt, "tensorrt cannot be imported .* it comes with JetPack"),
         (no_engine, "no TensorRT engine of this bundle; make one here with `lfmri export --trt`"),
+        (neither_engine_nor_tensorrt, "no TensorRT engine of this bundle; make one here"),  # TensorRT-RTX is here
+        (no_library, "^no tensorrt_rtx, and tensorrt cannot be imported .*; it comes with .*--system-site-packages"),
     ],
 )
 def test_what_is_missing_is_named_with_the_line_that_mends_it(
@@ -400,6 +462,16 @@ def test_what_is_missing_is_named_with_the_line_that_mends_it(
     missing(machine.driver, monkeypatch)
     with pytest.raises(BackendMissing, match=match):
         machine.open()
+
+
+@pytest.mark.parametrize("status", ["SYSTEM_NOT_READY", "NOT_PERMITTED", "OPERATING_SYSTEM", "UNKNOWN"])
+def test_a_gpu_that_does_not_answer_may_do_so_later(machine: Machine, status: str) -> None:
+    error = getattr(real.CUresult, f"CUDA_ERROR_{status}")
+    machine.driver.fail = lambda name, number: error if name == "cuInit" else None
+    with pytest.raises(TryAgainLater, match=f"no NVIDIA GPU is usable .CUDA_ERROR_{status}."):
+        machine.open()
+    machine.driver.fail = lambda name, number: None
+    machine.open().close()
 
 
 # The fake

@@ -142,6 +142,7 @@ def test_copies_are_subjects_with_maps_on_the_originals_grid(subjects: Path, cop
         assert np.allclose(start, (0, 0, 0, 1))
 
 
+@pytest.mark.usefixtures("inline")
 def test_no_two_copies_are_alike_and_a_second_run_makes_only_what_is_missing(
     subjects: Path, copies: Path, tmp_path: Path
 ) -> None:
@@ -165,6 +166,7 @@ def test_no_two_copies_are_alike_and_a_second_run_makes_only_what_is_missing(
     assert (tmp_path / "ben_copy-1" / "T1w_brain.nii.gz").read_bytes() == images["ben_copy-1"]
 
 
+@pytest.mark.usefixtures("inline")
 def test_a_copy_is_in_its_originals_split(subjects: Path, copies: Path, tmp_path: Path) -> None:
     settings = SimulationSettings(preset="siqt-k4", validation_subjects=("anna",))
     split = {pair.subject: pair.split for pair in simulate_folder(copies, tmp_path, settings)}

@@ -15,7 +15,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
 import lfmri_runtime
 from lfmri_runtime.errors import InputRefused, UsageError
-from lfmri_runtime.volume import MAX_VOXELS, Scan, read_scan, write_scan
+from lfmri_runtime.volume import MAX_VOXELS, Scan, read_mask, read_scan, write_scan
 
 RUNTIME = Path(lfmri_runtime.__file__).parents[1]
 MakeNifti = Callable[..., Path]
@@ -481,6 +481,14 @@ def test_all_zeros_are_refused(make_nifti: MakeNifti) -> None:
 
 def test_a_constant_is_refused(make_nifti: MakeNifti) -> None:
     refused(make_nifti(data=np.full((6, 5, 4), 7)), "same value")
+
+
+def test_a_mask_may_be_constant_but_not_empty(make_nifti: MakeNifti) -> None:
+    assert read_mask(make_nifti(data=np.ones((6, 5, 4)))).data.all()
+    with pytest.raises(InputRefused, match="every voxel is zero"):
+        read_mask(make_nifti(data=np.zeros((6, 5, 4))))
+    with pytest.raises(InputRefused, match="120 of 120 voxels are NaN"):
+        read_mask(make_nifti(data=np.full((6, 5, 4), np.nan), dtype=np.float32))
 
 
 # Writing

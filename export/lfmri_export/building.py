@@ -4,14 +4,18 @@ Nothing here needs torch or onnx: a console builds from the bundle with TensorRT
 """
 
 import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from lfmri_runtime.backends.tensorrt.identity import Profile, Shape
 from lfmri_runtime.backends.tensorrt.versions import create_log
 from lfmri_runtime.bundle import STEP, Bundle
+from lfmri_runtime.console.settings import ModelSettings
 from lfmri_runtime.device.verify import BATCHES
+from lfmri_runtime.enhancer import BATCH
 from lfmri_runtime.errors import BundleRefused, UsageError
 from lfmri_runtime.golden import read_golden
 from lfmri_runtime.trial import TRIAL_SHAPE
@@ -37,10 +41,12 @@ def check_profile(profile: Profile, bundle: Bundle) -> None:
     processing = bundle.contract.processing
     grain = processing.voxel_size * processing.multiple
     rows, columns = (math.ceil(side / grain) * processing.multiple for side in PIECE_MM)
+    warm = max(ModelSettings().warm_side // processing.multiple, 1) * processing.multiple
     checks = {
         "lfmri verify": [(batch, rows, columns) for batch in (min(BATCHES), max(BATCHES))],
         "the golden check": [_slices(read_golden(bundle).y.shape)],
         "the timing of --backend auto": [_slices(TRIAL_SHAPE)],
+        "the warm-up of lfmri serve": [(BATCH, warm, warm)],
     }
     if not all(profile.covers(shape) for shapes in checks.values() for shape in shapes):
         needed = ", ".join(
@@ -108,7 +114,8 @@ def build_plan(
 def create_monitor(trt: Any, progress: Progress) -> Any:
     """Make a progress monitor; phases are nested, and a phase is worth one step of the phase around it.
 
-    Set `stopped` to end the build at its next step.
+    Set `stopped` to end the build at its next step. Nothing else ends it: the library may call from several threads,
+    and would take an exception for a wish to stop.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -117,18 +124,22 @@ def create_monitor(trt: Any, progress: Progress) -> Any:
             self.stopped = False
             self._phases: dict[str, tuple[int, int]] = {}
             self._share = 0.0
+            self._lock = threading.Lock()
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self._phases[name] = (0, steps)
+            with self._lock:
+                self._phases[name] = (0, max(steps, 1))
 
         def step_complete(self, name: str, step: int) -> bool:
-            self._phases[name] = (step + 1, self._phases[name][1])
-            self._share = max(self._share, self._done())  # a phase may end before its last step
-            progress(round(PARTS * self._share), PARTS)
+            with self._lock, suppress(Exception):  # of a phase that never began, of a terminal that is gone
+                self._phases[name] = (step + 1, self._phases[name][1])
+                self._share = max(self._share, self._done())  # a phase may end before its last step
+                progress(round(PARTS * self._share), PARTS)
             return not self.stopped
 
         def phase_finish(self, name: str) -> None:
-            self._phases.pop(name, None)
+            with self._lock:
+                self._phases.pop(name, None)
 
         def _done(self) -> float:
             share, weight = 0.0, 1.0

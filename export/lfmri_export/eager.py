@@ -87,7 +87,7 @@ def _state(network: UNet, graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
     """The parameters: most keep their name; the tracer folds the rest into constants, found by the order of use.
 
     Folded are the affine part of group norms (Mul and Add after InstanceNormalization) and transposed weights of
-    linear layers without a Gemm (MatMul); a Gemm without a bias had one of zeros.
+    linear layers without a Gemm (MatMul). A bias that is not there was one of zeros.
     """
     values = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
     state = {name.removeprefix(PREFIX): array for name, array in values.items() if name.startswith(PREFIX)}
@@ -96,12 +96,10 @@ def _state(network: UNet, graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
         if isinstance(module, nn.GroupNorm):
             scale, shift = next(norms)
             state |= {f"{name}.weight": scale.ravel(), f"{name}.bias": shift.ravel()}
-        elif isinstance(module, nn.Linear):
-            if f"{name}.weight" not in state:
-                state[f"{name}.weight"] = next(products).T
-            if module.bias is not None:
-                state.setdefault(f"{name}.bias", np.zeros(module.out_features, np.float32))
+        elif isinstance(module, nn.Linear) and f"{name}.weight" not in state:
+            state[f"{name}.weight"] = next(products).T
     expected = network.state_dict()
+    state = {name: np.zeros(value.shape) for name, value in expected.items() if name.endswith(".bias")} | state
     return {name: torch.from_numpy(state[name].astype(np.float32)).reshape(expected[name].shape) for name in expected}
 
 

@@ -1,11 +1,12 @@
 """`lfmri export --trt`: an engine for the GPU of this machine, by TensorRT."""
 
 import hashlib
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lfmri_export.building import Progress, build_plan
+from lfmri_export.building import Progress, build_plan, check_profile
 from lfmri_export.store import store_engine
 from lfmri_runtime.backends.tensorrt.cuda import Device
 from lfmri_runtime.backends.tensorrt.identity import DIGITS, Identity, Profile
@@ -48,20 +49,24 @@ def export_engine(
         the engine's path, and whether it was made now.
 
     Raises:
+        UsageError: the profile leaves out slices that the engine's checks need.
         BackendMissing: no GPU, no driver or no TensorRT.
         BundleRefused: TensorRT refuses the graph, or there is an engine and it is damaged.
         TryAgainLater: another process makes it now, or the cache cannot be written.
     """
+    check_profile(profile, bundle)
     device = Device()
     library = load(TENSORRT)
     identity = Identity(
         library=TENSORRT,
         library_version=library.__version__,
+        platform=platform.machine(),
         bundle=bundle.sha256,
         onnx=bundle.contract.files[STEP],
         precision=bundle.contract.precision,
         compute_capability=device.compute_capability,
         gpu=device.name,
+        multiprocessors=device.multiprocessors,
         profile=profile,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
@@ -85,8 +90,9 @@ def export_engine(
 
 
 def _timings(identity: Identity, cache: Path | None) -> Path:
-    """The file of kernel timings, which hold for one library version and one GPU."""
-    key = f"{identity.library_version} {identity.compute_capability} {identity.gpu}"
+    """The file of kernel timings, which hold for one library version, platform and GPU."""
+    gpu = (identity.compute_capability, identity.gpu, identity.multiprocessors)
+    key = " ".join(map(str, (identity.library_version, identity.platform, *gpu)))
     name = f"timings-{hashlib.sha256(key.encode()).hexdigest()[:DIGITS]}.cache"
     return (cache_folder() if cache is None else cache) / "engines" / name
 

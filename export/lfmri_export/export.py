@@ -32,8 +32,8 @@ from lfmri_trainer.weights import Learned, history, learned, load_weights, read_
 from lfmri_trainer.working import WorkingPair, working_pairs
 
 PRECISIONS = ("float16", "float32")
-#: Scans of the validation split that the uncertainty is fitted on, evenly spread over its table, so that every preset
-#: has some; with the slices and samples of each, an export of the published network stays within minutes.
+#: Scans of the validation split that the uncertainty is fitted on, evenly spread over its table, which goes by name;
+#: with the slices and samples of each, an export of the published network stays within minutes.
 CALIBRATED_SCANS = 3
 
 

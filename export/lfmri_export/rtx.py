@@ -1,10 +1,11 @@
 """`lfmri export --trt-rtx`: engines for RTX cards, by TensorRT-RTX, made ahead of time on a machine without a GPU."""
 
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lfmri_export.building import Progress, build_plan
+from lfmri_export.building import Progress, build_plan, check_profile
 from lfmri_export.store import store_engine
 from lfmri_runtime.backends.tensorrt.identity import Identity, Profile
 from lfmri_runtime.backends.tensorrt.versions import RTX, load
@@ -44,10 +45,11 @@ def export_rtx_engines(
 
     Raises:
         BackendMissing: TensorRT-RTX is not installed.
-        UsageError: it has no such target.
+        UsageError: it has no such target, or the profile leaves out slices that the engine's checks need.
         BundleRefused: it refuses the graph, or there is an engine and it is damaged.
         TryAgainLater: another process makes it now, or the cache cannot be written.
     """
+    check_profile(profile, bundle)
     library = load(RTX)
     known = [name for name in library.ComputeCapability.__members__ if name.startswith("SM")]
     for target in targets:
@@ -74,11 +76,13 @@ def _export(
     identity = Identity(
         library=RTX,
         library_version=library.__version__,
+        platform=platform.machine(),
         bundle=bundle.sha256,
         onnx=bundle.contract.files[STEP],
         precision=bundle.contract.precision,
         compute_capability=f"{digits[:-1]}.{digits[-1]}",
         gpu=None,
+        multiprocessors=None,
         profile=profile,
         version_compatible=False,
         hardware_compatible=False,

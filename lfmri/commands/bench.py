@@ -110,7 +110,11 @@ def _print(figures: dict[str, Any]) -> None:
         ("stages, s", lambda c: "\n".join(f"{name} {seconds:.3f}" for name, seconds in c["stages_s"].items())),
         ("our own share p50, %", lambda c: f"{c['own_share']['p50'] * 100:.1f}"),
         ("peak memory, MiB", lambda c: str(c["peak_memory_mib"])),
-        ("energy a volume, J", lambda c: "not reported" if c["energy_j"] is None else f"{c['energy_j']['p50']:.1f}"),
+        ("GPU memory, MiB", lambda c: "not known" if c["gpu_memory_mib"] is None else str(c["gpu_memory_mib"])),
+        (
+            f"energy a volume, J\n({figures['energy']})",
+            lambda c: "not reported" if c["energy_j"] is None else f"{c['energy_j']['p50']:.1f}",
+        ),
     ]
     table = [(name, *(cell(c) for c in contestants.values())) for name, cell in rows]
     load = figures["machine"]["load"][0]

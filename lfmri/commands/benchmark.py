@@ -17,7 +17,9 @@ from lfmri_runtime.errors import UsageError
 @click.option(
     "--methods", help="What to compare, with commas between.  [default: all; with --quick, what needs no fit]"
 )
-@click.option("--steps", default="1,2,5,10,20", show_default=True, help="Numbers of Euler steps of the bundle.")
+@click.option(
+    "--steps", help="Numbers of Euler steps of the bundle.  [default: 1,2,5,10,20; with --quick, 1,2]", metavar="TEXT"
+)
 @click.option("--uncertainty-steps", default="5", show_default=True, help="Those whose uncertainty is checked.")
 @click.option(
     "--samples",
@@ -45,7 +47,7 @@ def benchmark(
     out: Path,
     bundle: Path | None,
     methods: str | None,
-    steps: str,
+    steps: str | None,
     uncertainty_steps: str,
     samples: int | None,
     consistency_scans: int | None,
@@ -68,6 +70,7 @@ def benchmark(
     calibration = require("lfmri_trainer.calibration", extra="train")
     uncertainty = require("lfmri_trainer.benchmark.calibration", extra="train")
     consistency = require("lfmri_trainer.benchmark.consistency", extra="train")
+    plain = require("lfmri_trainer.benchmark.unaltered", extra="train")
     sample = require("lfmri_trainer.benchmark.quick", extra="train")
     provenance = require("lfmri_trainer.benchmark.provenance", extra="train")
     from lfmri_runtime.bundle import open_bundle
@@ -83,11 +86,12 @@ def benchmark(
     sets = (("InD", ind, ind_slices), ("OOD", ood, ood_slices))
     settings = run.BenchmarkSettings(
         methods=run.every_method(fitted=not quick) if methods is None else tuple(methods.split(",")),
-        steps=_numbers(steps, option="--steps", least=1),
+        steps=_numbers(steps or ("1,2" if quick else "1,2,5,10,20"), option="--steps", least=1),
         sets=sets if pairs is not None else (("InD", sample.SAMPLE.preset, sample.SLICES),),
         fitted=fitted,
         changes=_changes(fits),
         threads=threads,
+        made=provenance.maker(),
     )
     check_writable(out / report.PAGE)
     opened = open_bundle(bundle)
@@ -100,12 +104,16 @@ def benchmark(
                 folder, out, opened, every, steps=checked, samples=samples, threads=threads, progress=progress
             )
     scans = consistency.SCANS if consistency_scans is None and not quick else consistency_scans or 0
-    altered = []
+    altered, unaltered = [], []
     if scans:
         with progress_bar("checking the consistency") as progress:
             altered = consistency.measure(folder, out, opened, every, scans=scans, threads=threads, progress=progress)
+        with progress_bar("checking scans as they are enhanced") as progress:
+            unaltered = plain.measure(folder, out, opened, every, threads=threads, progress=progress)
     command = provenance.command_line(sys.argv[1:])
-    written = report.write_report(out, every, compared, measured, altered, pairs=folder, bundle=opened, command=command)
+    written = report.write_report(
+        *(out, every, compared, measured, altered, unaltered), pairs=folder, bundle=opened, command=command
+    )
     click.echo(f"wrote {', '.join(path.name for path in written)} in {out}")
 
 

@@ -94,7 +94,7 @@ def enhance(
         raise UsageError("--uncertainty needs several draws; expected --samples of at least 2")
     if require and backend == "auto" and precision is None:
         raise UsageError("--require says that nothing else may run; expected --backend or --precision beside it")
-    targets = [out] if len(scans) == 1 else [out / scan.name for scan in scans]
+    targets = [out] if len(scans) == 1 else [out / _name_of(scan) for scan in scans]
     jobs = [(scan, Outputs(target, uncertainty, page, residual)) for scan, target in zip(scans, targets, strict=True)]
     dicom = [job for job in jobs if is_dicom(job[0])]
     check_outputs([job for job in jobs if job not in dicom], kept=[] if mask is None else [mask])
@@ -120,3 +120,8 @@ def enhance(
         click.echo(f"lfmri: note: {other}", err=True)
     if refused:
         raise refused[0]
+
+
+def _name_of(scan: Path) -> str:
+    """What a scan's results are called in a folder; . and .. are no names, a link has its own."""
+    return scan.name if scan.name.strip(".") else scan.resolve().name

@@ -50,8 +50,8 @@ def evaluate(
     for path in written:
         check_writable(path)
     figures = score(compare(enhanced, reference=reference, mask=mask, scan=scan), axis=PLANES[plane])
-    print_scores(figures)
     if csv_path is not None:
         write_csv(csv_path, figures)
     if json_path is not None:
         write_json(json_path, figures)
+    print_scores(figures)

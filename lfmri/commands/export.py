@@ -106,14 +106,12 @@ def _export_bundle(run: Path | None, *, out: Path | None, name: str | None, **op
 
 
 def _export_engines(mode: str, *, bundle: Path | None, profile: str | None, **options: Any) -> None:
-    from lfmri_export.building import check_profile
     from lfmri_runtime.backends.tensorrt.identity import parse_profile
     from lfmri_runtime.bundle import open_bundle
 
     opened = open_bundle(bundle)
     multiple = opened.contract.processing.multiple
     shapes = parse_profile(profile or DEFAULT_PROFILE.format(multiple), multiple=multiple)
-    check_profile(shapes, opened)
     targets = options.pop("targets", ())
     with progress_bar("building the engine") as progress:
         options.update(say=lambda line: click.echo(f"lfmri: {line}", err=True), progress=progress)

@@ -1,5 +1,6 @@
 """`lfmri install-service`."""
 
+import stat
 import sys
 from pathlib import Path
 
@@ -27,15 +28,15 @@ CONFIGURATION = Path("/etc/lfmri/lfmri.toml")
 def install_service(config: Path, root: Path, user: str | None) -> None:
     """Write a systemd unit for `lfmri serve` and an example configuration.
 
-    The service runs with the Python that runs this command.
+    The service runs with the Python that runs this command, and may use the GPU that is here now.
     """
     from lfmri_runtime.console.example import HEADING, example_configuration
-    from lfmri_runtime.console.unit import unit_text
+    from lfmri_runtime.console.unit import CACHE, unit_text
     from lfmri_runtime.files import check_writable, write_text
 
     config = config.absolute()
     unit, configuration = (root / path.relative_to(path.anchor) for path in (UNIT, config))
-    text = unit_text([sys.executable, "-m", "lfmri", "serve", "--config", config], user=user)
+    text = unit_text([sys.executable, "-m", "lfmri", "serve", "--config", config], user=user, root=root)
     for path, content in ((unit, text), (configuration, f"{HEADING}\n{example_configuration()}")):
         if path == configuration and path.exists():
             click.echo(f"kept {path}")
@@ -43,4 +44,18 @@ def install_service(config: Path, root: Path, user: str | None) -> None:
         check_writable(path)
         write_text(path, content)
         click.echo(f"wrote {path}")
+    click.echo(f"the service looks for engines in {CACHE / 'lfmri'}; to make one there:")
+    click.echo(f"env XDG_CACHE_HOME={CACHE} {sys.executable} -m lfmri export --trt")
+    for folder in _closed_folders(Path(sys.executable)) if user is None else ():
+        click.echo(
+            f"lfmri: note: {folder} is closed to others, so the service's user cannot start {sys.executable}: "
+            "install lfmri below /opt, or give --user",
+            err=True,
+        )
     click.echo(f"next: edit {configuration}, then: systemctl daemon-reload; systemctl enable --now lfmri")
+
+
+def _closed_folders(program: Path) -> list[Path]:
+    """Folders above a program, or above what it links to, that others may not enter; a home often is one."""
+    folders = {*program.parents, *program.resolve().parents}
+    return sorted(folder for folder in folders if not folder.stat().st_mode & stat.S_IXOTH)

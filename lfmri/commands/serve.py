@@ -105,8 +105,21 @@ def serve(
     settings.check()
     if not (settings.mrd.port or settings.dicom.port or settings.folder.input):
         raise UsageError("nothing to serve; expected --mrd, --dicom, or a configuration that names a port or a folder")
-    service = Service(settings)
+    service = Service(settings, sinks=[Ready()])
     service.run(surfaces_of(settings, service))
+
+
+class Ready:
+    """Says what runs, and why nothing else does, where a service's errors go: in systemd's journal."""
+
+    def record(self, event: str, fields: dict[str, Any]) -> None:
+        """Print a line for the back end and one for each note."""
+        if event != "ready":
+            return
+        backend = fields["backend"]
+        click.echo(f"lfmri: ready: {backend['name']} {backend['precision']} on {backend['provider']}", err=True)
+        for note in fields["notes"]:
+            click.echo(f"lfmri: note: {note}", err=True)
 
 
 def surfaces_of(settings: "ConsoleSettings", service: "Service") -> "list[Surface]":

@@ -16,7 +16,7 @@ from lfmri_runtime.contract import decode
 from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, UsageError
 from lfmri_runtime.files import write_json
 from lfmri_runtime.golden import has_ssim
-from lfmri_runtime.machine import identity
+from lfmri_runtime.machine import closed_gpu_files, identity
 from lfmri_runtime.trial import Candidate, Trial, try_all
 
 AUTO = "auto"
@@ -55,8 +55,8 @@ def choose(
     """Open a back end that passes the golden check here.
 
     The first call on a machine tries and times what is there, some seconds; the choice is remembered in the cache
-    until the bundle, a library, the CPU, the GPUs, an engine, the number of threads, the libraries that the loader
-    knows or ENVIRONMENT changes.
+    until the bundle, a library, the CPU, the GPUs, the right to open them, an engine, the number of threads, the
+    libraries that the loader knows or ENVIRONMENT changes.
 
     Args:
         bundle: verified.
@@ -138,6 +138,7 @@ def _key(bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | 
         "engines": [entry for folder in folders for entry in _engines(folder)],
         "loader": LOADER_CACHE.stat().st_mtime_ns if LOADER_CACHE.exists() else 0,
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+        "closed": closed_gpu_files(),  # to a user who may not open them there is no GPU
         "machine": identity(),
     }
 

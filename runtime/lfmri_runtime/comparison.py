@@ -18,7 +18,7 @@ from lfmri_runtime.geometry import voxel_sizes
 from lfmri_runtime.intensity import otsu_threshold
 from lfmri_runtime.orientation import to_ras
 from lfmri_runtime.sidecar import Intensity, intensity_of, read_sidecar, sidecar_path
-from lfmri_runtime.volume import Scan, corner_distance, read_scan
+from lfmri_runtime.volume import Scan, corner_distance, read_mask, read_scan
 
 Float32Array = NDArray[np.float32]
 Affine = NDArray[np.float64]
@@ -39,6 +39,9 @@ class Comparison:
         mask: None where none was given.
         uncertainty: None where none was given.
         voxel_size: mm.
+        first: index of the volumes' first voxel on the enhanced scan's grid, RAS voxel order: all are cut to what they
+            have in common.
+        whole: shape of the enhanced scan, RAS voxel order.
         scale: intensity of the enhanced file that stands for 1.
         sidecar: of the enhanced scan; empty where there is none.
     """
@@ -48,6 +51,8 @@ class Comparison:
     mask: NDArray[np.bool_] | None
     uncertainty: Float32Array | None
     voxel_size: tuple[float, float, float]
+    first: tuple[int, ...]
+    whole: tuple[int, ...]
     scale: float
     sidecar: dict[str, object]
 
@@ -82,13 +87,23 @@ def compare(
         placed = {"interpolation": _Placed(_interpolated(scan, affine, image.shape), (0, 0, 0)), **placed}
     for name, path in (("reference", reference), ("mask", mask), ("uncertainty", uncertainty)):
         if path is not None:
-            placed[name] = _place(path, affine)
-    common = _common(placed, image.shape, enhanced)
+            placed[name] = _place(read_mask(path) if name == "mask" else read_scan(path), affine)
+    first, common = _common(placed, enhanced)
     inside = common.pop("mask") > 0.5 if "mask" in common else None
     truth, scale = _scaled_reference(common.pop("reference", None), inside, intensity)
     limit = None if intensity is None else intensity.low_field.limit
     volumes = {name: np.clip(volume / np.float32(scale), 0, limit) for name, volume in common.items()}
-    return Comparison(volumes, truth, inside, volumes.pop("uncertainty", None), voxel_sizes(affine), scale, document)
+    return Comparison(
+        volumes=volumes,
+        reference=truth,
+        mask=inside,
+        uncertainty=volumes.pop("uncertainty", None),
+        voxel_size=voxel_sizes(affine),
+        first=first,
+        whole=image.shape,
+        scale=scale,
+        sidecar=document,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +118,9 @@ def _ras(scan: Scan) -> tuple[Float32Array, Affine]:
     return to_ras(scan.data, scan.affine)
 
 
-def _place(path: Path, affine: Affine) -> _Placed:
-    """Read a volume whose grid differs from the enhanced scan's by whole voxels only."""
-    volume, other = _ras(read_scan(path))
+def _place(scan: Scan, affine: Affine) -> _Placed:
+    """Place a volume whose grid differs from the enhanced scan's by whole voxels only."""
+    volume, other = _ras(scan)
     between = np.linalg.inv(other) @ affine
     shift = np.round(between[:3, 3])
     shifted = np.eye(4)
@@ -113,20 +128,20 @@ def _place(path: Path, affine: Affine) -> _Placed:
     if corner_distance(between, shifted, volume.shape) > SAME_VOXEL:
         sizes, wanted = (" x ".join(f"{size:.3g}" for size in voxel_sizes(a)) for a in (other, affine))
         raise InputRefused(
-            f"{path}: its grid ({sizes} mm) does not coincide with the enhanced scan's ({wanted} mm); expected the "
-            "same voxels up to whole shifts: register and resample it onto the enhanced scan first"
+            f"{scan.source}: its grid ({sizes} mm) does not coincide with the enhanced scan's ({wanted} mm); expected "
+            "the same voxels up to whole shifts: register and resample it onto the enhanced scan first"
         )
     return _Placed(volume, tuple(int(n) for n in shift))
 
 
-def _common(placed: dict[str, _Placed], shape: tuple[int, ...], enhanced: Path) -> dict[str, Float32Array]:
-    """Cut every volume to the box that all of them cover."""
+def _common(placed: dict[str, _Placed], enhanced: Path) -> tuple[tuple[int, ...], dict[str, Float32Array]]:
+    """Cut every volume to the box that all of them cover; the box's first voxel on the enhanced scan's grid with it."""
     first = [max(-p.shift[axis] for p in placed.values()) for axis in range(3)]
     last = [min(p.volume.shape[axis] - p.shift[axis] for p in placed.values()) for axis in range(3)]
     first = [max(0, n) for n in first]
     if any(a >= b for a, b in zip(first, last, strict=True)):
         raise InputRefused(f"{enhanced} does not overlap with the volumes that it is compared with; expected one head")
-    return {
+    return tuple(first), {
         name: p.volume[tuple(slice(a + s, b + s) for a, b, s in zip(first, last, p.shift, strict=True))]
         for name, p in placed.items()
     }

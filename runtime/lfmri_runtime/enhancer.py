@@ -181,6 +181,8 @@ class Enhancer:
         checked = time.perf_counter()
         mean *= np.float32(scale)
         output, output_affine = _onto(place, mean, grid, affine)
+        # The spline between the working grid's voxels swings beyond their range; of the same grid nothing changes.
+        np.clip(output, 0, np.float32(processing.high_field.limit) * np.float32(scale), out=output)
         uncertainty: dict[str, Any] = {}
         deviation = None
         if std is not None:

@@ -16,7 +16,7 @@ from lfmri_runtime.enhancer import Enhanced, Enhancer
 from lfmri_runtime.errors import InputRefused, UsageError, missing_extra
 from lfmri_runtime.files import check_writable, sha256_file, write_json
 from lfmri_runtime.sidecar import describe, sidecar_path
-from lfmri_runtime.volume import SUFFIXES, Scan, corner_distance, read_scan, without_window, write_scan
+from lfmri_runtime.volume import SUFFIXES, Scan, corner_distance, read_mask, read_scan, without_window, write_scan
 
 #: Two grids whose corners are this close, mm, are the same.
 SAME_GRID_MM = 0.05
@@ -59,8 +59,7 @@ def check_outputs(jobs: Iterable[tuple[Path, Outputs]], *, kept: Iterable[Path] 
         if not path.name.lower().endswith(SUFFIXES):
             raise UsageError(f"{path}: unknown kind of image; expected a name that ends in {', '.join(SUFFIXES)}")
     every = [*images, *(sidecar_path(outputs.scan) for _, outputs in jobs), *pages]
-    scans = [scan for scan, _ in jobs]
-    check_apart(every, inputs=[*scans, *map(sidecar_path, scans), *kept])
+    check_apart(every, inputs=[*(scan for scan, _ in jobs), *kept])
     if pages:
         _require_pillow()
     for path in every:
@@ -68,12 +67,18 @@ def check_outputs(jobs: Iterable[tuple[Path, Outputs]], *, kept: Iterable[Path] 
 
 
 def check_apart(outputs: Iterable[Path], *, inputs: Iterable[Path]) -> None:
-    """Make sure that no output replaces an input or another output.
+    """Make sure that no output replaces an input, the JSON file that lies beside one, or another output.
+
+    Args:
+        outputs: files to write.
+        inputs: images to read; the JSON file of each may be a sidecar, or what a converter or a BIDS study keeps there.
 
     Raises:
         UsageError: naming the output.
     """
-    taken = {path.resolve(): "an input" for path in inputs}
+    inputs = list(inputs)
+    beside = [sidecar_path(path) for path in inputs if path.name]  # a folder given as . has no name of its own
+    taken = {path.resolve(): "an input" for path in (*inputs, *beside)}
     for path in outputs:
         place = path.resolve()
         if place in taken:
@@ -103,10 +108,11 @@ def enhance_file(
     """
     started = time.perf_counter()
     scan = read_scan(path)
-    inside = None if mask is None else _read_mask(mask, scan)
+    digest = sha256_file(path)  # now, since the file may be another one once the scan is enhanced
+    inside = None if mask is None else _mask_of(scan, mask)
     read = time.perf_counter() - started
     enhanced = enhancer.enhance(scan.data, scan.affine, mask=inside, progress=progress, **settings)
-    document = write_outputs(enhancer.bundle, scan, enhanced, outputs, input_sha256=sha256_file(path), read=read)
+    document = write_outputs(enhancer.bundle, scan, enhanced, outputs, input_sha256=digest, read=read)
     if outputs.page is not None:
         from lfmri_runtime.showing import show
 
@@ -161,8 +167,8 @@ def write_outputs(
     return document
 
 
-def _read_mask(path: Path, scan: Scan) -> NDArray[np.bool_]:
-    mask = read_scan(path)
+def _mask_of(scan: Scan, path: Path) -> NDArray[np.bool_]:
+    mask = read_mask(path)
     shape = scan.data.shape
     if mask.data.shape != shape or corner_distance(mask.affine, scan.affine, shape) > SAME_GRID_MM:
         raise InputRefused(

@@ -5,14 +5,19 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lfmri_runtime.backends.tensorrt.cuda import Device
 
 #: Libraries whose versions decide what the network computes, how fast, and what is usable at all.
 BASE_LIBRARIES = ("lfmri", "numpy", "nibabel", "onnxruntime", "onnxruntime-gpu")
 LIBRARIES = (*BASE_LIBRARIES, "openvino", "tensorrt", "tensorrt-rtx", "cuda-bindings")
 #: Instruction sets that decide how fast a CPU convolves: of x86-64, and of Arm.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimdhp", "bf16", "sve")
-PROC = Path("/proc")
+PROC, DEV = Path("/proc"), Path("/dev")
+#: Files of DEV without which CUDA finds no GPU: a card's, and a Jetson's.
+GPU_FILES = ("nvidiactl", "nvidia[0-9]*", "nvmap")
 
 
 def versions(backend: str | None = None) -> dict[str, str]:
@@ -44,16 +49,31 @@ def cpu(proc: Path = PROC) -> dict[str, Any]:
     }
 
 
-def gpus(proc: Path = PROC) -> list[str]:
-    """Names of the NVIDIA GPUs and the driver's version, as the driver's own files say; empty without a driver."""
-    driver = re.search(r"\d+\.\d[\d.]*", _text(proc / "driver" / "nvidia" / "version"))
+def gpus(proc: Path = PROC, *, opened: "Device | None" = None) -> list[str]:
+    """Names of the NVIDIA GPUs and the driver's version; empty without a driver.
+
+    Args:
+        proc: the kernel's files, among them the driver's own; a Jetson's names no GPU there.
+        opened: the GPU that is used, which tells its name itself; None reads all from the files.
+    """
+    release = re.search(r"\d+\.\d[\d.]*", _text(proc / "driver" / "nvidia" / "version"))
+    driver = release.group() if release else "unknown"
+    if opened is not None:
+        about = f"compute capability {opened.compute_capability}, {opened.multiprocessors} multiprocessors"
+        return [f"{opened.name}, {about} (driver {driver}, CUDA {opened.cuda_version})"]
     names = [
         line.partition(":")[2].strip()
         for path in sorted((proc / "driver" / "nvidia" / "gpus").glob("*/information"))
         for line in _text(path).splitlines()
         if line.startswith("Model")
     ]
-    return [f"{name} (driver {driver.group() if driver else 'unknown'})" for name in names]
+    return [f"{name} (driver {driver})" for name in names]
+
+
+def closed_gpu_files(dev: Path = DEV) -> list[str]:
+    """Files of NVIDIA GPUs that are here and that this user may not open: a Jetson's belong to the group video."""
+    found = (path for pattern in GPU_FILES for path in sorted(dev.glob(pattern)))
+    return [str(path) for path in found if not os.access(path, os.R_OK | os.W_OK)]
 
 
 def usable_cores() -> int:
@@ -71,9 +91,9 @@ def resident_mib(*, peak: bool = False, proc: Path = PROC) -> float:
     return _kib(proc / "self" / "status", "VmHWM" if peak else "VmRSS") / 2**10
 
 
-def identity() -> dict[str, Any]:
-    """The machine as far as it decides which back end is right and fast."""
-    return {"system": platform.system(), "cpu": cpu(), "gpus": gpus(), "versions": versions()}
+def identity(gpu: "Device | None" = None) -> dict[str, Any]:
+    """The machine as far as it decides which back end is right and fast; `gpu` is as in `gpus`."""
+    return {"system": platform.system(), "cpu": cpu(), "gpus": gpus(opened=gpu), "versions": versions()}
 
 
 def _kib(path: Path, key: str) -> int:

@@ -11,12 +11,16 @@ from lfmri_runtime.page import Panel, write_page
 
 
 def score(comparison: Comparison, *, axis: int) -> dict[str, Evaluation]:
-    """Score every volume of a comparison that has a reference, slice by slice normal to `axis`."""
+    """Score every volume of a comparison that has a reference, slice by slice normal to `axis`.
+
+    Slices are numbered as the enhanced scan's own in RAS voxel order, from 0.
+    """
     if comparison.reference is None:
         return {}
     lpips = Lpips()
+    first = comparison.first[axis]
     return {
-        name: evaluate(volume, comparison.reference, axis=axis, mask=comparison.mask, lpips=lpips)
+        name: evaluate(volume, comparison.reference, axis=axis, mask=comparison.mask, lpips=lpips, first=first)
         for name, volume in comparison.volumes.items()
     }
 
@@ -58,6 +62,8 @@ def show(
         title="Enhanced low-field scan",
         volumes=panels,
         voxel_size=together.voxel_size,
+        first=together.first,
+        whole=together.whole,
         figures=figures or None,
         settings=settings_of(together.sidecar) or None,
     )

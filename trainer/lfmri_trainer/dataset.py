@@ -64,14 +64,7 @@ class CropDataset(Dataset[Sample]):
         self.scale_jitter = scale_jitter
         self.time_power = time_power
         self.time_zero = time_zero
-        self.stacks = [
-            stack for pair in pairs for normal in plane_normals(pair.thick_axis) for stack in _stack(pair, normal)
-        ]
-        if not self.stacks:
-            raise InputRefused(
-                f"no slice of {len(pairs)} training pairs holds signal in {LEAST_SIGNAL:.0%} of its voxels; "
-                "expected heads that fill more of their volume: crop them and simulate again"
-            )
+        self.stacks = _stacks(pairs, "training")
 
     def __len__(self) -> int:
         return self.length
@@ -116,12 +109,15 @@ class SliceDataset(Dataset[Sample]):
         multiple: sides are padded with zeros up to it.
         source_std: standard deviation of x_0.
         seed: of the noise.
+
+    Raises:
+        InputRefused: no slice of the pairs holds signal.
     """
 
     def __init__(
         self, pairs: Sequence[WorkingPair], *, count: int, multiple: int, source_std: float, seed: int
     ) -> None:
-        stacks = [s for pair in pairs for normal in plane_normals(pair.thick_axis) for s in _stack(pair, normal)]
+        stacks = _stacks(pairs, "validation")
         self.multiple = multiple
         self.source_std = np.float32(source_std)
         self.seed = seed
@@ -173,6 +169,21 @@ class CountingSampler(Sampler[int]):
         for step in range(first, first + self.steps):
             start = (step * self.world + self.rank) * self.batch
             yield from range(start, start + self.batch)
+
+
+def _stacks(pairs: Sequence[WorkingPair], split: str) -> list[Stack]:
+    """The slices of all pairs, plane by plane.
+
+    Raises:
+        InputRefused: none holds signal.
+    """
+    stacks = [stack for pair in pairs for normal in plane_normals(pair.thick_axis) for stack in _stack(pair, normal)]
+    if not stacks:
+        raise InputRefused(
+            f"no slice of {len(pairs)} {split} pairs holds signal in {LEAST_SIGNAL:.0%} of its voxels; "
+            "expected heads that fill more of their volume: crop them and simulate again"
+        )
+    return stacks
 
 
 def _stack(pair: WorkingPair, normal: int) -> list[Stack]:

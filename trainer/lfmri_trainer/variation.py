@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from lfmri_runtime.files import write_json
 from lfmri_trainer.parallel import Counter, in_processes
-from lfmri_trainer.randomness import made_with, named_generator
+from lfmri_trainer.randomness import named_generator
 from lfmri_trainer.simulation.pairs import write_volume
-from lfmri_trainer.simulation.sources import hashes
+from lfmri_trainer.simulation.sources import hashes, made_with
 from lfmri_trainer.subjects import Subject, find_subjects
 from lfmri_trainer.tissue import Anatomy, load_anatomy
 

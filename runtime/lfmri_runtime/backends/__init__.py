@@ -7,7 +7,7 @@ the reference.
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.errors import BackendMissing, UsageError
 from lfmri_runtime.sampler import euler
+
+if TYPE_CHECKING:
+    from lfmri_runtime.backends.tensorrt.cuda import Device
 
 Float32Array = NDArray[np.float32]
 
@@ -47,6 +50,11 @@ class Step(Protocol):
     def broken(self) -> bool:
         """Whether the device failed so that nothing runs any more until a new process opens it."""
         return False
+
+    @property
+    def gpu(self) -> "Device | None":
+        """The GPU that it runs on; None on a CPU, and where the library alone holds the GPU."""
+        return None
 
     def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
         """x_t + dt * v(x_t, y, t), all (batch, 1, h, w)."""

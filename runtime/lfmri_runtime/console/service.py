@@ -106,7 +106,11 @@ class Service:
         for surface in surfaces:
             surface.start()
         self._why_not_ready = None
-        self.journal.record("ready", bundle=self.station.enhancer.bundle.sha256)
+        step = self.station.enhancer.step
+        backend = {"name": step.name, "provider": step.provider, "precision": step.precision}
+        self.journal.record(
+            "ready", bundle=self.station.enhancer.bundle.sha256, backend=backend, notes=list(self.station.notes)
+        )
         notify("READY=1")
         while not self._stopping.wait(LOOK_SECONDS) and self.not_live() is None:
             notify("WATCHDOG=1")

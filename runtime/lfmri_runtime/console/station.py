@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lfmri_runtime.backends import REFERENCE
 from lfmri_runtime.bundle import open_bundle
+from lfmri_runtime.choice import choose
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ModelSettings
 from lfmri_runtime.enhancer import Enhanced, Enhancer
-from lfmri_runtime.errors import LfmriError, TryAgainLater
+from lfmri_runtime.errors import InputRefused, LfmriError, TryAgainLater
 
 Float32Array = NDArray[np.float32]
 
@@ -48,6 +50,10 @@ class Station:
         settings: the model to open and its defaults.
         journal: gets one event for each enhancement.
 
+    Attributes:
+        enhancer: opened.
+        notes: one line for each back end that was tried and not taken, and for a warm-up that was refused.
+
     Raises:
         BundleRefused: the bundle must not be loaded.
         UsageError, BackendMissing: no such back end, or what is required is not usable here.
@@ -56,21 +62,21 @@ class Station:
     def __init__(self, settings: ModelSettings, journal: Journal) -> None:
         self.settings = settings
         self.journal = journal
-        self.enhancer = Enhancer(
-            open_bundle(Path(settings.bundle) if settings.bundle else None),
-            backend=settings.backend,
-            precision=settings.precision or None,
-            require=settings.require,
-            threads=settings.threads,
-        )
+        self.enhancer, self.notes = _open(settings)
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._places = threading.BoundedSemaphore(MOST_WAITING)
 
     def warm(self) -> None:
-        """Pass one batch of empty slices through the network, so that the first scan does not pay for set-up."""
+        """Pass one batch of empty slices through the network, so that the first scan does not pay for set-up.
+
+        A back end that refuses their shape, as an engine with a small profile does, is left cold, with a note.
+        """
         multiple = self.enhancer.bundle.contract.processing.multiple
         side = max(self.settings.warm_side // multiple, 1) * multiple
-        self._device.submit(self.enhancer.step.warmup, (self.enhancer.batch, 1, side, side)).result()
+        try:
+            self._device.submit(self.enhancer.step.warmup, (self.enhancer.batch, 1, side, side)).result()
+        except InputRefused as refusal:
+            self.notes += (f"not warmed up, so the first scan takes longer: {refusal}",)
 
     def trouble(self) -> str | None:
         """Why the process should be restarted; None while the device works."""
@@ -141,3 +147,17 @@ class Station:
         report = {**enhanced.report, "seconds": {"wait": waited, **enhanced.report["seconds"]}}
         self.journal.record("enhanced", **event, **report)
         return dataclasses.replace(enhanced, report=report)
+
+
+def _open(settings: ModelSettings) -> tuple[Enhancer, tuple[str, ...]]:
+    """The enhancer, and one line for each back end that was tried and not taken, here or not."""
+    bundle = open_bundle(Path(settings.bundle) if settings.bundle else None)
+    precision = settings.precision or None
+    if (settings.backend, precision) == (REFERENCE, None):
+        return Enhancer(bundle, threads=settings.threads), ()
+    choice = choose(
+        bundle, backend=settings.backend, precision=precision, require=settings.require, threads=settings.threads
+    )
+    enhancer = Enhancer(bundle, step=choice.step)
+    enhancer.notes = choice.notes
+    return enhancer, tuple(str(trial) for trial in choice.trials if not trial.passed)

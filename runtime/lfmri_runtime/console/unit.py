@@ -6,6 +6,13 @@ from pathlib import Path
 
 from lfmri_runtime.errors import UsageError
 
+#: The service's XDG_CACHE_HOME; engines and the choice of a back end lie in its folder `lfmri`.
+CACHE = Path("/var/cache/lfmri")
+#: Nodes of a Jetson's GPU below /dev. Their groups in /proc/devices are `misc` or named after an address, so each is
+#: allowed by its path.
+JETSON_NODES = ("nvmap", "host1x-fence", "nvhost*", "nvgpu/*/*")
+#: Whose members may open a GPU's nodes where these are not everybody's.
+GPU_GROUPS = ("video", "render")
 #: What the service gets of the machine. Not set, since the network needs it: MemoryDenyWriteExecute (engines compile
 #: code), ProcSubset=pid (the CPU's features are read from /proc), PrivateDevices and PrivateUsers (GPUs).
 UNIT = """\
@@ -21,10 +28,10 @@ Type=notify
 NotifyAccess=main
 ExecStart={command}
 {user}
-# Usage, input, bundle and back end: starting again would not help.
+# Usage, input and bundle: starting again would not help. A GPU may come up after the service.
 Restart=on-failure
 RestartSec=10
-RestartPreventExitStatus=2 3 4 5
+RestartPreventExitStatus=2 3 4
 WatchdogSec=30
 # The model is loaded and warmed before the service is ready.
 TimeoutStartSec=300
@@ -36,7 +43,7 @@ TimeoutStopSec=900
 StateDirectory=lfmri
 CacheDirectory=lfmri
 LogsDirectory=lfmri
-Environment=XDG_CACHE_HOME=%C/lfmri
+Environment=XDG_CACHE_HOME={cache}
 UMask=0027
 ProtectSystem=strict
 ProtectHome=read-only
@@ -63,10 +70,11 @@ ProtectProc=invisible
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM
-# GPUs of NVIDIA, and of what draws on the screen.
+# GPUs of NVIDIA, and of what draws on the screen; nodes and groups that were here when this was written.
+SupplementaryGroups={groups}
 DevicePolicy=closed
 DeviceAllow=char-nv* rw
-DeviceAllow=char-drm rw
+DeviceAllow=char-drm rw{nodes}
 
 [Install]
 WantedBy=multi-user.target
@@ -74,12 +82,13 @@ WantedBy=multi-user.target
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 
-def unit_text(command: Sequence[str | Path], *, user: str | None) -> str:
+def unit_text(command: Sequence[str | Path], *, user: str | None, root: Path) -> str:
     """The unit's text.
 
     Args:
         command: program and arguments.
         user: whom it runs as; None lets systemd make a user for as long as it runs.
+        root: of the machine that the unit is for; its /dev and /etc/group say what a GPU there needs.
 
     Raises:
         UsageError: a name that no user has.
@@ -89,7 +98,21 @@ def unit_text(command: Sequence[str | Path], *, user: str | None) -> str:
     return UNIT.format(
         command=" ".join(_quoted(str(word)) for word in command),
         user="DynamicUser=yes" if user is None else f"User={user}",
+        cache=CACHE,
+        groups=" ".join(name for name in GPU_GROUPS if name in _groups(root)),
+        nodes="".join(f"\nDeviceAllow=/{node.relative_to(root)} rw" for node in _jetson_nodes(root)),
     )
+
+
+def _jetson_nodes(root: Path) -> list[Path]:
+    return sorted(node for pattern in JETSON_NODES for node in (root / "dev").glob(pattern) if node.is_char_device())
+
+
+def _groups(root: Path) -> set[str]:
+    """Names of the groups; systemd refuses to start a service with any other."""
+    path = root / "etc/group"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return {line.partition(":")[0] for line in lines}
 
 
 def _quoted(word: str) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from lfmri_runtime.golden import failures, measure_parity, read_golden
 from lfmri_runtime.job import Outputs, enhance_file
 from lfmri_runtime.machine import identity, memory_gib
 from lfmri_runtime.volume import read_scan
+
+if TYPE_CHECKING:
+    from lfmri_runtime.backends.tensorrt.cuda import Device
 
 Float32Array = NDArray[np.float32]
 Progress = Callable[[str], None]
@@ -43,6 +46,11 @@ class TimedStep(Step):
     @seconds.setter
     def seconds(self, value: float) -> None:
         self._step.seconds = value
+
+    @property
+    def gpu(self) -> "Device | None":
+        """As the wrapped step has it."""
+        return self._step.gpu
 
     def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
         """As the wrapped step."""
@@ -112,8 +120,9 @@ def bench(
             for contestant in contestants:
                 for figures in (contestant.volumes, contestant.stages, contestant.joules, _per_slice(contestant)):
                     figures.clear()
+    gpu = next(filter(None, (c.enhancer.step.gpu for c in contestants)), None)
     return {
-        "machine": {**identity(), "memory_gib": memory_gib(), "load": [round(v, 2) for v in os.getloadavg()]},
+        "machine": {**identity(gpu), "memory_gib": memory_gib(), "load": [round(v, 2) for v in os.getloadavg()]},
         "bundle": {"name": bundle.contract.name, "version": bundle.contract.version, "sha256": bundle.sha256},
         "scan": {"shape": list(read.data.shape), "voxel_size_mm": [round(size, 3) for size in read.voxel_size]},
         "steps": steps,
@@ -127,6 +136,7 @@ def bench(
                 "cold_start_s": round(colds[c.label].open_seconds, 3),
                 "first_run_s": round(colds[c.label].first_seconds, 3),
                 "peak_memory_mib": round(colds[c.label].peak_mib),
+                "gpu_memory_mib": _whole(colds[c.label].gpu_mib),
                 "volume_s": _spread(c.volumes),
                 "slice_s": _spread(_per_slice(c)),
                 "stages_s": {name: round(float(np.median([s[name] for s in c.stages])), 4) for name in STAGES},
@@ -173,6 +183,10 @@ def _ratio(first: Contestant, other: Contestant) -> dict[str, float]:
         "least": round(min(ratios), 3),
         "most": round(max(ratios), 3),
     }
+
+
+def _whole(figure: float | None) -> int | None:
+    return None if figure is None else round(figure)
 
 
 def _least(rows: list[Any]) -> float | None:

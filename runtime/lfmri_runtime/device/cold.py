@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lfmri_runtime.backends import open_backend
+from lfmri_runtime.backends import Step, open_backend
 from lfmri_runtime.bundle import open_bundle
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import TryAgainLater
@@ -31,11 +31,14 @@ class ColdStart:
         open_seconds: from the process's start until the back end is open, imports included.
         first_seconds: of the first scan with one Euler step, set-up of its shapes included.
         peak_mib: resident memory of the process at most.
+        gpu_mib: GPU memory that closing the back end gave back, the engine's and its buffers'; None where it is not
+            known.
     """
 
     open_seconds: float
     first_seconds: float
     peak_mib: float
+    gpu_mib: float | None
 
 
 def open_enhancer(path: Path, backend: str, precision: str | None, *, threads: int = 0) -> Enhancer:
@@ -66,14 +69,14 @@ def cold_start(opener: Opener, scan: Scan) -> ColdStart:
     try:
         if not here.poll(PATIENCE):
             raise TryAgainLater(f"a fresh process gave no result within {PATIENCE:.0f} s; close other programs")
-        opened_at, first, peak = here.recv()
+        opened_at, first, peak, gpu = here.recv()
     except EOFError:
         raise TryAgainLater("a fresh process ended without a result; run with fewer threads or more memory") from None
     finally:
         process.kill()
         process.join()
         here.close()
-    return ColdStart(open_seconds=opened_at - started, first_seconds=first, peak_mib=peak)
+    return ColdStart(open_seconds=opened_at - started, first_seconds=first, peak_mib=peak, gpu_mib=gpu)
 
 
 def _measure(pipe: Connection, opener: Opener, scan: Scan) -> None:
@@ -82,5 +85,15 @@ def _measure(pipe: Connection, opener: Opener, scan: Scan) -> None:
     opened_at = time.time()
     start = time.perf_counter()
     enhancer.enhance(*scan, steps=1)
-    pipe.send((opened_at, time.perf_counter() - start, resident_mib(peak=True)))
+    seconds, peak = time.perf_counter() - start, resident_mib(peak=True)
+    pipe.send((opened_at, seconds, peak, _given_back(enhancer.step)))
     pipe.close()
+
+
+def _given_back(step: Step) -> float | None:
+    """GPU memory, MiB, that closing a back end frees."""
+    if step.gpu is None:
+        return None
+    before = step.gpu.free_mib()
+    step.close()
+    return step.gpu.free_mib() - before

@@ -13,7 +13,7 @@ from lfmri_runtime.backends import BACKENDS, open_backend, precisions
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.cache import cache_folder
 from lfmri_runtime.errors import LfmriError
-from lfmri_runtime.machine import cpu, gpus, memory_gib
+from lfmri_runtime.machine import closed_gpu_files, cpu, gpus, memory_gib
 
 #: A volume of 256^3 voxels takes less than this, GiB, measured on the reference back end.
 ENOUGH_MEMORY = 2.0
@@ -99,6 +99,8 @@ def _driver() -> Finding:
     code = int(driver.cuInit(0))
     if code != CUDA_SUCCESS:
         mend = "run nvidia-smi, then mend the driver as it says; after an update of the driver restart the machine"
+        if closed := closed_gpu_files():
+            mend = f"let this user open {closed[0]}: on a Jetson sudo usermod -aG video $USER, then log in again"
         return Finding(
             subject="CUDA driver", usable=False, found=f"cuInit gives error {code} {names}".strip(), mend=mend
         )

@@ -9,8 +9,8 @@ SYS = Path("/sys")
 #: Seconds between two samples of a power sensor (assumed; a Jetson refreshes its own about this often).
 PERIOD = 0.1
 MICRO = 1e-6
-#: Names of the rail that feeds a whole Jetson module.
-RAILS = ("VDD_IN", "VIN_SYS_5V0")
+#: Names of the rails that together feed a whole Jetson module: of Orin NX and Nano, and of AGX Orin.
+RAILS = (("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
 #: Files whose product, times a unit, is a power in watts.
 Sensor = tuple[tuple[Path, ...], float]
 
@@ -25,10 +25,8 @@ class EnergyMeter:
     def __init__(self, root: Path = SYS) -> None:
         self.joules: float | None = None
         self.source = "not reported"
-        domains = [
-            p for p in root.glob("class/powercap/*/energy_uj") if p.parent.name.count(":") == 1
-        ]  # not their parts
-        self._counters = _readable(sorted([*domains, *root.glob("class/hwmon/*/energy1_input")]))
+        self._packages = _readable(_rapl(root))
+        self._counters = self._packages + _readable(sorted(root.glob("class/hwmon/*/energy1_input")))
         self._powers = [] if self._counters else _power_sensors(root)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -46,7 +44,8 @@ class EnergyMeter:
     def __exit__(self, *error: object) -> None:
         """Stop counting."""
         if self._counters:
-            self.source = "counters: " + ", ".join(path.parent.name for path in self._counters)
+            alone = "the CPU package alone, " if self._packages == self._counters else ""
+            self.source = f"{alone}counters: " + ", ".join(path.parent.name for path in self._counters)
             triples = zip(self._counters, self._start, map(_number, self._counters), strict=True)
             self.joules = sum(_since(*triple) for triple in triples) * MICRO
         elif self._thread is not None:
@@ -62,17 +61,28 @@ class EnergyMeter:
             before = now
 
 
+def _rapl(root: Path) -> list[Path]:
+    """RAPL's counters of whole CPU packages: not of their parts, nor of the platform around them, nor twice by MMIO."""
+    domains = (path.parent for path in sorted(root.glob("class/powercap/intel-rapl:*/energy_uj")))
+    return [
+        domain / "energy_uj"
+        for domain in domains
+        if domain.name.count(":") == 1 and _text(domain / "name").startswith("package-")
+    ]
+
+
 def _power_sensors(root: Path) -> list[Sensor]:
-    """Hwmon's power1, else a Jetson's total: millivolts and milliamperes of the rail that feeds the module."""
+    """Hwmon's power1, else a Jetson's total: millivolts and milliamperes of the rails that feed the module."""
     chips = sorted(root.glob("class/hwmon/hwmon*"))
     if direct := _readable([chip / "power1_input" for chip in chips]):
         return [((path,), MICRO) for path in direct]
+    rails: dict[str, Sensor] = {}
     for label in (label for chip in chips for label in sorted(chip.glob("in*_label"))):
         number = label.name.removeprefix("in").removesuffix("_label")
         pair = _readable([label.with_name(f"{kind}{number}_input") for kind in ("in", "curr")])
-        if len(pair) == 2 and label.read_text().strip() in RAILS:
-            return [(tuple(pair), MICRO)]
-    return []
+        if len(pair) == 2:
+            rails[_text(label)] = (tuple(pair), MICRO)
+    return next(([rails[name] for name in feed] for feed in RAILS if rails.keys() >= set(feed)), [])
 
 
 def _watts(paths: tuple[Path, ...], unit: float) -> float:
@@ -95,6 +105,13 @@ def _readable(paths: list[Path]) -> list[Path]:
             continue
         kept.append(path)
     return kept
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _number(path: Path) -> float:

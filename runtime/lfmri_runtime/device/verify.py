@@ -37,7 +37,7 @@ LEAST_BATCH_PSNR = 60.0
 #: Volumes that are enhanced one after the other, and the share of them that may still fill pools and caches.
 VOLUMES = 100
 SETTLING = 0.25
-#: Largest growth of resident memory, MiB a volume: 1 GiB after ten thousand scans (assumed).
+#: Largest growth of memory, of the process and of the GPU, MiB a volume: 1 GiB after ten thousand scans (assumed).
 LARGEST_GROWTH = 0.1
 #: Longest cold start, s, from nothing to the first small volume (assumed: an operator waits no longer).
 LONGEST_COLD_START = 60.0
@@ -116,7 +116,7 @@ def verify(
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "bundle": {"name": contract.name, "version": contract.version, "sha256": bundle.sha256},
         "backend": {"name": step.name, "provider": step.provider, "precision": step.precision, "threads": threads},
-        "machine": {**identity(), "memory_gib": memory_gib()},
+        "machine": {**identity(step.gpu), "memory_gib": memory_gib()},
         "checks": [{**asdict(check), "passed": check.passed} for check in checks],
     }
     step.close()
@@ -184,19 +184,29 @@ def _batches(enhancer: Enhancer, say: Progress) -> Iterator[Check]:
 
 
 def _memory(enhancer: Enhancer, say: Progress, *, volumes: int) -> Iterator[Check]:
-    """The slope of resident memory over the volumes, as the median over all pairs of them (Theil and Sen).
+    """The growth of resident memory over the volumes, and of the GPU's where our own calls reach it."""
+    say(f"memory over {volumes} volumes")
+    readings: dict[str, Callable[[], float]] = {"memory": resident_mib}
+    if (gpu := enhancer.step.gpu) is not None:
+        readings["GPU memory"] = lambda: -gpu.free_mib()
+    used: dict[str, list[float]] = {what: [] for what in readings}
+    for number in range(volumes):
+        enhancer.enhance(*_piece(number), steps=1, seed=number)
+        for what, read in readings.items():
+            used[what].append(read())
+    for what, figures in used.items():
+        name = f"growth of {what} over {volumes} volumes"
+        yield Check(name=name, unit="MiB/volume", figure=_growth(figures), most=LARGEST_GROWTH)
+
+
+def _growth(used: list[float]) -> float:
+    """The slope of a memory over the volumes, MiB a volume, as the median over all pairs of them (Theil and Sen).
 
     An allocator takes memory in pieces: one such jump moves a line of least squares, and is no leak.
     """
-    say(f"memory over {volumes} volumes")
-    resident = []
-    for number in range(volumes):
-        enhancer.enhance(*_piece(number), steps=1, seed=number)
-        resident.append(resident_mib())
-    settled = np.array(resident[int(SETTLING * volumes) :])
+    settled = np.array(used[int(SETTLING * len(used)) :])
     first, second = np.triu_indices(len(settled), k=1)
-    slope = float(np.median((settled[second] - settled[first]) / (second - first)))
-    yield Check(name=f"growth of memory over {volumes} volumes", unit="MiB/volume", figure=slope, most=LARGEST_GROWTH)
+    return float(np.median((settled[second] - settled[first]) / (second - first)))
 
 
 def _cold(enhancer: Enhancer, say: Progress, *, opener: Opener) -> Iterator[Check]:

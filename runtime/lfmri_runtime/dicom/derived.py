@@ -1,5 +1,6 @@
 """Writing a derived series: it stands beside the original, says how it was made, and a retry writes the same bytes."""
 
+from contextlib import suppress
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +34,8 @@ def write_derived(
     """Write an enhanced series: MR Image Storage for one, a file a slice, Enhanced MR for a multi-frame one.
 
     On the source's grid every slice keeps its geometry elements; on another grid they are made anew. The same series,
-    model, settings and label give the same UIDs and the same bytes.
+    model, settings and label give the same UIDs and the same bytes. Where it fails or is interrupted, the files that it
+    made are removed again; those of an earlier run are the same, and stay.
 
     Args:
         folder: where the files go, one `SOPInstanceUID.dcm` each; it is created.
@@ -89,13 +91,28 @@ def _target(
 def _write(folder: Path, target: Target) -> list[Path]:
     count = 1 if target.series.frames else target.volume.shape[2]
     paths = [folder / f"{target.instance_uid(index)}.dcm" for index in range(count)]
-    check_writable(paths[0])
-    for index, path in enumerate(paths):
-        with refusing("the series", _UNWRITABLE):
-            content = _encoded(stack_dataset(target) if target.series.frames else slice_dataset(target, index))
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(content)
+    new, made = not folder.exists(), [path for path in paths if not path.exists()]
+    try:
+        check_writable(paths[0])
+        for index, path in enumerate(paths):
+            with refusing("the series", _UNWRITABLE):
+                content = _encoded(stack_dataset(target) if target.series.frames else slice_dataset(target, index))
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(content)
+    except BaseException:  # an interrupt too: a part of a series would pass for the whole
+        _remove(made, folder if new else None)
+        raise
     return paths
+
+
+def _remove(paths: list[Path], folder: Path | None) -> None:
+    """Remove what there is of `paths` and then `folder`, if it is empty; nothing here hides why."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
+    if folder is not None:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _encoded(dataset: Dataset) -> bytes:

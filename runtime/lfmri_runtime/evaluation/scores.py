@@ -53,7 +53,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The scores of one slice, by column key; `index` counts along the evaluation's axis from 0."""
+    """The scores of one slice, by column key; `index` counts along the evaluation's axis from its `first`."""
 
     index: int
     scores: Mapping[str, float]
@@ -98,6 +98,7 @@ def evaluate(
     mask: NDArray[np.bool_] | None = None,
     lpips: Lpips | None = None,
     data_range: float = 1.0,
+    first: int = 0,
 ) -> Evaluation:
     """Score a volume against its reference.
 
@@ -108,6 +109,7 @@ def evaluate(
         mask: True inside the brain, same shape.
         lpips: Adds the perceptual distance; for the mask's, both slices are multiplied by the mask.
         data_range: The value that stands for white; positive.
+        first: Number of the first slice, for volumes that were cut out of larger ones.
 
     Returns:
         Rows and summary under the rule RULE.
@@ -132,7 +134,7 @@ def evaluate(
         data_range=data_range,
         lpips=None if lpips is None else lpips.name,
         masked=mask is not None,
-        rows=_rows(indices, scores),
+        rows=_rows([first + index for index in indices], scores),
         summary={column.key: _summary(scores[column.key]) for column in COLUMNS if column.key in scores},
     )
 

@@ -24,6 +24,8 @@ def write_page(
     title: str,
     volumes: Sequence[Panel],
     voxel_size: Sequence[float],
+    first: Sequence[int] = (0, 0, 0),
+    whole: Sequence[int] | None = None,
     figures: Mapping[str, Evaluation] | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> None:
@@ -34,6 +36,8 @@ def write_page(
         title: The page's heading.
         volumes: What to show, from left to right; all on one grid in RAS voxel order.
         voxel_size: Edge lengths of a voxel along the three voxel axes, in mm.
+        first: Index of the volumes' first voxel in the volume that they were cut out of, where slices are counted.
+        whole: Shape of that volume; None where nothing was cut off.
         figures: Scores by method name; their table is left out without them.
         settings: What was run, by name (bundle, steps, seed, back end, ...); left out without them.
 
@@ -49,7 +53,9 @@ def write_page(
     content = Template((FOLDER / "comparison.html").read_text(encoding="utf-8")).substitute(
         legends="\n".join(_legend(kind, window) for kind, window in windows.items()),
         stride=drawn[0].stride,
-        planes="\n".join(_plane(pictures, volumes, voxel_size) for pictures in drawn),
+        planes="\n".join(
+            _plane(pictures, volumes, voxel_size, first, whole or volumes[0].volume.shape) for pictures in drawn
+        ),
         figures=_figures(figures) if figures else "",
         settings=_settings(settings) if settings else "",
     )
@@ -73,15 +79,18 @@ def _legend(kind: Kind, window: Window) -> str:
     )
 
 
-def _plane(pictures: Pictures, panels: Sequence[Panel], voxel_size: Sequence[float]) -> str:
+def _plane(
+    pictures: Pictures, panels: Sequence[Panel], voxel_size: Sequence[float], first: Sequence[int], whole: Sequence[int]
+) -> str:
     """One section: heading, slider, a picture per panel; the middle slice is there before the script runs."""
-    plane, indices = pictures.plane, pictures.indices
-    shape, step = panels[0].volume.shape, voxel_size[plane.axis]
+    plane = pictures.plane
+    shape, step, length = panels[0].volume.shape, voxel_size[plane.axis], whole[plane.axis]
+    indices = [first[plane.axis] + index for index in pictures.indices]
     ratio = (
         shape[plane.column_axis] * voxel_size[plane.column_axis] / (shape[plane.row_axis] * voxel_size[plane.row_axis])
     )
-    middle = indices.index(shape[plane.axis] // 2)
-    state = f"slice {indices[middle] + 1} of {shape[plane.axis]}"
+    middle = pictures.indices.index(shape[plane.axis] // 2)
+    state = f"slice {indices[middle] + 1} of {length}"
     shown = "".join(
         f'<figure><figcaption>{escape(panel.name)}</figcaption><div class="picture" style="aspect-ratio:{ratio:.4f}">'
         f'<img src="data:image/jpeg;base64,{jpegs[middle]}" alt="{escape(panel.name)}, {plane.name.lower()} {state}" '
@@ -91,7 +100,7 @@ def _plane(pictures: Pictures, panels: Sequence[Panel], voxel_size: Sequence[flo
     )
     key = plane.name.lower()
     return (
-        f'<section class="plane" data-plane="{key}" data-length="{shape[plane.axis]}" data-step="{step:g}" '
+        f'<section class="plane" data-plane="{key}" data-length="{length}" data-step="{step:g}" '
         f'data-origin="{plane.origin}" data-indices="{json.dumps(indices)}">'
         f'<div class="head"><h2><label for="{key}">{plane.name}</label></h2>'
         f'<input type="range" id="{key}" min="0" max="{len(indices) - 1}" value="{middle}" step="1" '

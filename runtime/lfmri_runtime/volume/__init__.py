@@ -8,8 +8,17 @@ https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat.
 """
 
 from lfmri_runtime.volume.checks import MAX_VOXELS
-from lfmri_runtime.volume.reading import read_scan
+from lfmri_runtime.volume.reading import read_mask, read_scan
 from lfmri_runtime.volume.scan import SUFFIXES, Scan, corner_distance
 from lfmri_runtime.volume.writing import without_window, write_scan
 
-__all__ = ["MAX_VOXELS", "SUFFIXES", "Scan", "corner_distance", "read_scan", "without_window", "write_scan"]
+__all__ = [
+    "MAX_VOXELS",
+    "SUFFIXES",
+    "Scan",
+    "corner_distance",
+    "read_mask",
+    "read_scan",
+    "without_window",
+    "write_scan",
+]

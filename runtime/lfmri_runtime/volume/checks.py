@@ -97,10 +97,15 @@ def _nifti_affine(header: Any, notes: list[str]) -> NDArray[np.float64]:
 
 def check_values(data: NDArray[np.float32], path: Path) -> None:
     """Refuse voxels that are not all finite, or all the same."""
+    check_signal(data, path)
+    if data.min() == data.max():
+        raise InputRefused(f"{path}: every voxel has the same value; expected an image; check the file")
+
+
+def check_signal(data: NDArray[np.float32], path: Path) -> None:
+    """Refuse voxels that are not all finite, or all zero."""
     broken = data.size - int(np.count_nonzero(np.isfinite(data)))
     if broken:
         raise InputRefused(f"{path}: {broken} of {data.size} voxels are NaN or infinite; set them to a number first")
     if not data.any():
         raise InputRefused(f"{path}: every voxel is zero; expected an image; check that the right file was given")
-    if data.min() == data.max():
-        raise InputRefused(f"{path}: every voxel has the same value; expected an image; check the file")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.files import open_binary, read_up_to
-from lfmri_runtime.volume.checks import check_dtype, check_grid, check_spacing, check_values, read_affine
+from lfmri_runtime.volume.checks import check_dtype, check_grid, check_signal, check_spacing, check_values, read_affine
 from lfmri_runtime.volume.scan import (
     MGH,
     MGH_HEADER_BYTES,
@@ -46,7 +46,24 @@ def read_scan(path: Path) -> Scan:
             than `MAX_VOXELS`; it is not one 3-D volume of real numbers; its geometry is unusable; its voxels are
             constant or not all finite.
     """
-    path = Path(path)
+    scan = _read(Path(path))
+    check_values(scan.data, scan.source)
+    return scan
+
+
+def read_mask(path: Path) -> Scan:
+    """Read a mask as `read_scan` reads a scan, but for one thing: it may cover the whole volume.
+
+    Raises:
+        InputRefused: as `read_scan`; of constant voxels only zeros.
+    """
+    mask = _read(Path(path))
+    check_signal(mask.data, mask.source)
+    return mask
+
+
+def _read(path: Path) -> Scan:
+    """Everything of `read_scan` but the check of the values."""
     unpack = _checked_suffix(path) in PACKED
     notes: list[str] = []
     try:
@@ -61,7 +78,6 @@ def read_scan(path: Path) -> Scan:
         raise InputRefused(f"{path}: not gzip or damaged; expected valid gzip data; copy the file again") from error
     except OSError as error:
         raise InputRefused(f"{path}: cannot be read ({error.strerror}); check the file and its rights") from error
-    check_values(data, path)
     dtype = header.get_data_dtype().newbyteorder("=")
     return Scan(data=data, affine=affine, dtype=dtype, source=path, notes=tuple(notes), header=header)
 

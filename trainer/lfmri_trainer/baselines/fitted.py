@@ -22,6 +22,7 @@ from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.files import atomic_write, sha256_file
 from lfmri_trainer.baselines.method import Context, Method, Progress
 from lfmri_trainer.baselines.pairs import TrainingPairs, scale_of
+from lfmri_trainer.weights import Learned
 
 Arrays = Mapping[str, NDArray[Any]]
 #: Name of the JSON text among the arrays.
@@ -39,7 +40,8 @@ class About:
         settings: its settings, by name.
         data: identity of the training pairs.
         scale: identity of their processing.
-        subjects: names of the training subjects.
+        subjects: names of those that it learned from, also before this fit.
+        presets: of the simulated scans, likewise; none in the file of a fit that was made before they were kept.
         budget: what was spent, in words.
     """
 
@@ -48,6 +50,7 @@ class About:
     data: str
     scale: str
     subjects: tuple[str, ...]
+    presets: tuple[str, ...]
     budget: str
 
 
@@ -66,9 +69,11 @@ class Fitted(Method):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
-        #: Subjects that the starting weights learned from.
-        self.seen_before: tuple[str, ...] = ()
         self.about: About | None = None
+
+    def earlier(self) -> Learned:
+        """What the weights that the fit starts from have learned from; nothing, as a rule."""
+        return Learned()
 
     @abstractmethod
     def learn(self, training: TrainingPairs, *, checkpoint: Path, progress: Progress) -> str:
@@ -90,14 +95,15 @@ class Fitted(Method):
 
     def fit(self, training: TrainingPairs, *, checkpoint: Path, progress: Progress = lambda done, total: None) -> Self:
         """Fit on pairs, and remember what with."""
-        described = asdict(self.settings)
+        described, before = asdict(self.settings), self.earlier()
         budget = self.learn(training, checkpoint=checkpoint, progress=progress)
         self.about = About(
             method=self.key,
             settings=described,
             data=training.identity,
             scale=training.scale,
-            subjects=tuple(sorted({*training.subjects, *self.seen_before})),
+            subjects=tuple(sorted({*training.subjects, *before.subjects})),
+            presets=tuple(sorted({*training.presets, *before.presets})),
             budget=budget,
         )
         self.budget = budget
@@ -118,12 +124,12 @@ class Fitted(Method):
         """
         try:
             arrays, text = load_arrays(path)
-            about: About = decode(About, text, ABOUT)
+            about: About = decode(About, {"presets": [], **text}, ABOUT)
             if about.method != cls.key:
                 raise ValueError(f"it holds {about.method!r}")
             method = cls(decode(cls.Settings, about.settings, "settings"))
             method.restore(arrays)
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputRefused(
                 f"{path}: {reason}; expected a fitted {cls.key}: fit it again, in another folder"
@@ -144,6 +150,7 @@ class Fitted(Method):
         changes = context.changes.get(cls.key, {})
         if not path.is_file():
             method = cls(change(cls.usual_settings(context), changes, cls.key))
+            context.refuse_tested(method.earlier(), f"what {cls.key} starts from")
             training = context.pairs()
             path.parent.mkdir(parents=True, exist_ok=True)
             with context.progress(f"fitting {method.title}") as progress:
@@ -160,6 +167,7 @@ class Fitted(Method):
                 f"{path} was fitted with other settings than --fit {cls.key} asks for; leave that option out to use "
                 "it, or give another folder with --fitted"
             )
+        context.refuse_tested(loaded.about, cls.key)
         return [loaded]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,8 @@ class Context:
         fitted: folder of fitted methods.
         changes: settings by method key that differ from the method's own, as text.
         progress: gives a progress bar for a label.
+        refuse_tested: raises InputRefused where what learned from these subjects and presets (called so) cannot be
+            tested.
     """
 
     bundle: Bundle
@@ -70,11 +72,24 @@ class Context:
     fitted: Path
     changes: Mapping[str, Mapping[str, str]]
     progress: Callable[[str], AbstractContextManager[Progress]]
+    refuse_tested: "Callable[[KnowsNames, str], None]"
 
     @property
     def processing(self) -> Processing:
         """Scales and working grid: the bundle's, for every method."""
         return self.bundle.contract.processing
+
+
+class KnowsNames(Protocol):
+    """What says which subjects and presets something has learned from."""
+
+    @property
+    def subjects(self) -> Sequence[str]:
+        """Names of the subjects."""
+
+    @property
+    def presets(self) -> Sequence[str]:
+        """Names of the simulator's presets."""
 
 
 class Method(ABC):

@@ -32,6 +32,11 @@ class TrainingPairs:
         """Names of the subjects, sorted."""
         return sorted({pair.parameters.subject for pair in self.pairs})
 
+    @property
+    def presets(self) -> list[str]:
+        """Names of the simulator's presets, sorted."""
+        return sorted({pair.parameters.preset for pair in self.pairs})
+
     @classmethod
     def open(cls, folder: Path, rows: Sequence[PairParameters], processing: Processing) -> "TrainingPairs":
         """Open the training pairs among the rows of pairs.csv.

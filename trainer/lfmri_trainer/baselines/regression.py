@@ -14,7 +14,7 @@ from lfmri_trainer.baselines.networks import SliceNetworkMethod
 from lfmri_trainer.baselines.pairs import TrainingPairs
 from lfmri_trainer.network.presets import PRESETS, build_network
 from lfmri_trainer.network.unet import UNet
-from lfmri_trainer.weights import learned, load_weights
+from lfmri_trainer.weights import Learned, learned, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +50,17 @@ class Regression(SliceNetworkMethod):
         self.multiple = PRESETS[settings.preset].multiple
         return build_network(settings.preset)
 
+    def earlier(self) -> Learned:
+        """What the run learned from."""
+        return learned(Path(self.settings.initial)) if self.settings.initial else Learned()
+
     def learn(self, training: TrainingPairs, *, checkpoint: Path, progress: Progress) -> str:
-        """Fit from fresh weights or from a run's; the subjects that those weights learned from count as seen."""
+        """Fit from fresh weights or from a run's."""
         if not self.settings.initial:
             return super().learn(training, checkpoint=checkpoint, progress=progress)
-        start = Path(self.settings.initial)
-        load_weights(cast(UNet, self.network), start)
-        before = learned(start)
-        self.seen_before = before.subjects
+        load_weights(cast(UNet, self.network), Path(self.settings.initial))
         spent = super().learn(training, checkpoint=checkpoint, progress=progress)
-        return f"{spent}, after {before.steps} steps of flow matching"
+        return f"{spent}, after {self.earlier().steps} steps of flow matching"
 
     def predict(self, y: Tensor) -> Tensor:
         """One evaluation of the network."""

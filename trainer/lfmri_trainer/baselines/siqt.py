@@ -43,7 +43,7 @@ class Siqt(NetworkMethod, VolumeMethod):
     title = "SIQT, 3-D U-Net"
     note = (
         f"its input is every {FACTOR}th slice of the interpolated scan along the thick axis: the measured slices where "
-        f"they are {FACTOR} voxels apart."
+        f"they are {FACTOR} voxels of the working grid apart; of scans with closer ones it is not given all."
     )
     Settings = SiqtSettings
 

@@ -11,19 +11,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lfmri_runtime import consistency
 from lfmri_runtime.backends import open_backend
 from lfmri_runtime.bundle import Bundle
+from lfmri_runtime.consistency import THRESHOLD
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import InputRefused
-from lfmri_runtime.geometry import AXES, WorkingGrid
 from lfmri_runtime.page.article import Section, Table
 from lfmri_trainer.baselines.fitted import load_arrays, save_arrays
 from lfmri_trainer.baselines.method import Progress
 from lfmri_trainer.benchmark.cases import brain_mask
-from lfmri_trainer.benchmark.run import RESULTS, Scan, SetResults
+from lfmri_trainer.benchmark.enhanced import Enhanced
+from lfmri_trainer.benchmark.run import RESULTS, Scan, SetResults, spread
 from lfmri_trainer.benchmark.tables import csv_text
-from lfmri_trainer.simulation.pairs import low_path, read_volume
 
 Float32Array = NDArray[np.float32]
 
@@ -82,7 +81,7 @@ def measure(
         InputRefused: a result that cannot be read, or a scan that cannot be checked.
     """
     enhancer = Enhancer(bundle, step=open_backend(bundle, threads=threads))
-    chosen = [(results.test_set.name, scan) for results in every for scan in results.scans[:scans]]
+    chosen = [(results.test_set.name, scan) for results in every for scan in spread(results.scans, scans)]
     found = []
     for done, (name, scan) in enumerate(chosen, start=1):
         path = out / RESULTS / name / "consistency" / f"{scan.pair.pair}.npz"
@@ -105,7 +104,7 @@ def consistency_section(checked: Sequence[Checked]) -> Iterator[Section]:
         return
     text = (
         "The number of `lfmri enhance` at one step and the scan's own --slice-thickness, the largest neighbourhood "
-        f"mean of the residual in units of its usual spread; above {consistency.THRESHOLD:g} it notes where. Found: "
+        f"mean of the residual in units of its usual spread; above {THRESHOLD:g} it notes where. Found: "
         f"the share of spheres, added to or taken from the enhanced scan at {SPHERES} random places in each brain, for "
         "which the number is above that and its place is the sphere's. Strengths are shares of white matter's "
         "intensity."
@@ -114,7 +113,7 @@ def consistency_section(checked: Sequence[Checked]) -> Iterator[Section]:
     rows = []
     for name in dict.fromkeys(c.set_name for c in checked):
         own = [c for c in checked if c.set_name == name]
-        flags = np.stack([(c.altered > consistency.THRESHOLD) & c.near for c in own])
+        flags = np.stack([(c.altered > THRESHOLD) & c.near for c in own])
         shares = flags.mean(axis=(0, 3)).ravel()
         clean = ", ".join(f"{c.clean:.1f}" for c in own)
         rows.append(((name, False), (clean, False), *((f"{share:.0%}", False) for share in shares)))
@@ -160,39 +159,20 @@ def _kept_or_made(path: Path, pairs: Path, enhancer: Enhancer, name: str, scan: 
 
 def _check(pairs: Path, enhancer: Enhancer, name: str, scan: Scan) -> Checked:
     pair, processing = scan.pair, enhancer.bundle.contract.processing
-    data, affine = read_volume(low_path(pairs, pair))
-    enhanced = enhancer.enhance(data, affine, steps=1, thick_axis=pair.thick_axis)
-    place = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)
-    thick = AXES.index(pair.thick_axis)
-    ras = place.to_ras(data)
-    x_1 = place.to_ras(enhanced.mean) / np.float32(enhanced.scale)
-
-    def number(volume: Float32Array) -> consistency.Consistency:
-        found = consistency.check(
-            place,
-            volume,
-            ras,
-            scale=enhanced.scale,
-            limit=processing.low_field.limit,
-            thick=thick,
-            thickness=place.scan_spacing[thick] * pair.thickness / pair.spacing,
-        )
-        if found is None:
-            raise InputRefused(f"{pair.pair}: too little head or no noise to check; expected a whole scan")
-        return found
-
-    brain = brain_mask(pairs, pair.subject, processing)[tuple(map(slice, x_1.shape))]
+    opened = Enhanced.of(pairs, enhancer, pair)
+    brain = brain_mask(pairs, pair.subject, processing)[tuple(map(slice, opened.x_1.shape))]
     # Where there is tissue, so that a sphere can be taken away as well as added.
-    inside = np.argwhere(brain & (x_1 > max(STRENGTHS) * processing.high_field.wm))
+    inside = np.argwhere(brain & (opened.x_1 > max(STRENGTHS) * processing.high_field.wm))
     rng = np.random.default_rng(pair.seed)
     shape = (len(DIAMETERS), len(STRENGTHS), SPHERES)
     altered, near = np.empty(shape), np.empty(shape, dtype=np.bool_)
     for (i, size), (j, strength), n in product(enumerate(DIAMETERS), enumerate(STRENGTHS), range(SPHERES)):
         centre = inside[rng.integers(len(inside))]
         change = strength * _sign(n) * processing.high_field.wm
-        volume = with_sphere(x_1, centre, diameter=size / processing.voxel_size, change=change)
-        found = number(volume.clip(0, processing.high_field.limit))
-        there = (place.affine @ [*centre, 1.0])[:3]
+        volume = with_sphere(opened.x_1, centre, diameter=size / processing.voxel_size, change=change)
+        found = opened.check(volume.clip(0, processing.high_field.limit), thickness=opened.thickness)
+        there = (opened.place.affine @ [*centre, 1.0])[:3]
         altered[i, j, n] = found.largest
         near[i, j, n] = np.linalg.norm(np.array(found.place) - there) <= size / 2 + NEAR_MM
-    return Checked(set_name=name, pair=pair.pair, clean=number(x_1).largest, altered=altered, near=near)
+    clean = opened.check(opened.x_1, thickness=opened.thickness).largest
+    return Checked(set_name=name, pair=pair.pair, clean=clean, altered=altered, near=near)

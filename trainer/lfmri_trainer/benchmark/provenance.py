@@ -1,5 +1,7 @@
 """What a benchmark was made by and from: the command, the commit, and the data's hashes."""
 
+import os
+import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -24,6 +26,11 @@ def _shortened(word: str) -> str:
     """Each value after a comma or a sign of equality, `--fit METHOD:initial=RUN,steps=20` for example."""
     parts = (part.rpartition("=") for part in word.split(","))
     return ",".join(f"{option}{sign}{Path(value).name if '/' in value else value}" for option, sign, value in parts)
+
+
+def maker() -> str:
+    """Commit and machine, as a result keeps them: whose scores and seconds it holds."""
+    return f"{commit()} on {platform.machine()} with {os.cpu_count()} cores"
 
 
 def commit() -> str:

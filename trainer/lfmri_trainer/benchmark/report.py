@@ -1,7 +1,5 @@
 """The benchmark's report: one set of sections, written as Markdown and as a page, beside CSV and PNG files."""
 
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +10,13 @@ from lfmri_runtime.geometry import AXES
 from lfmri_runtime.lpips import Lpips
 from lfmri_runtime.page.article import Section, Table, write_article
 from lfmri_trainer.baselines.method import Method
-from lfmri_trainer.benchmark.calibration import Measured, calibration_csv, calibration_sections
+from lfmri_trainer.benchmark.calibration import Measured
+from lfmri_trainer.benchmark.calibration_tables import calibration_csv, calibration_sections
 from lfmri_trainer.benchmark.consistency import Checked, consistency_csv, consistency_section
 from lfmri_trainer.benchmark.figure import draw_figure
+from lfmri_trainer.benchmark.fits import fits_section
 from lfmri_trainer.benchmark.intervals import CONFIDENCE
-from lfmri_trainer.benchmark.provenance import commit, hashes
+from lfmri_trainer.benchmark.provenance import hashes
 from lfmri_trainer.benchmark.run import SetResults
 from lfmri_trainer.benchmark.tables import (
     difference_table,
@@ -28,6 +28,7 @@ from lfmri_trainer.benchmark.tables import (
     scores_csv,
     subject_table,
 )
+from lfmri_trainer.benchmark.unaltered import Unaltered, unaltered_section
 from lfmri_trainer.subjects import person_of
 
 REPORT = "benchmark.md"
@@ -42,6 +43,7 @@ def write_report(
     methods: Sequence[Method],
     measured: Sequence[Measured],
     checked: Sequence[Checked],
+    unaltered: Sequence[Unaltered],
     *,
     pairs: Path,
     bundle: Bundle,
@@ -53,7 +55,7 @@ def write_report(
         the files, the page last.
     """
     title = f"Benchmark of {bundle.contract.name} {bundle.contract.version}"
-    sections = [Section(heading="How it was made", paragraphs=_rules(bundle, command))]
+    sections = [Section(heading="How it was made", paragraphs=_rules(bundle, command, made_by(every, methods)))]
     found, pictures = [], {}
     for results in every:
         compared = differences(results, methods)
@@ -76,6 +78,8 @@ def write_report(
     sections += [
         *calibration_sections(bundle, measured),
         *consistency_section(checked),
+        *unaltered_section(unaltered),
+        *fits_section(methods),
         _notes(methods),
         _data(hashes(pairs, bundle, every)),
     ]
@@ -106,6 +110,7 @@ def describe(results: SetResults) -> str:
     subjects = sorted({person_of(pair.subject) for pair in pairs})
     named = f" ({', '.join(subjects)})" if len(subjects) <= MOST_NAMES else ""
     axes = ", ".join(axis for axis in AXES if axis in {pair.thick_axis for pair in pairs})
+    gaps = ", ".join(f"{spacing:g}" for spacing in sorted({pair.spacing for pair in pairs}))
     spans = [
         f"{name} {min(values):.1f} to {max(values):.1f}"
         for name, values in (
@@ -116,15 +121,27 @@ def describe(results: SetResults) -> str:
     ]
     return (
         f"{count} slice pairs{fewer} from {len(pairs)} scan{'s' if len(pairs) > 1 else ''} of {len(subjects)} unseen "
-        f"subject{'s' if len(subjects) > 1 else ''}{named}, preset {results.test_set.preset} (its "
-        f"distribution is assumed), thick axis {axes}; {', '.join(spans)}. Strong: the best mean."
+        f"subject{'s' if len(subjects) > 1 else ''}{named}, preset {results.test_set.preset} (its distribution is "
+        f"assumed), thick axis {axes}, slices every {gaps} mm; {', '.join(spans)}. Strong: the best mean."
     )
 
 
-def _rules(bundle: Bundle, command: str) -> tuple[str, ...]:
+def made_by(every: Sequence[SetResults], methods: Sequence[Method]) -> str:
+    """Commit and machine of every result: of all, or of which methods."""
+    found: dict[str, list[str]] = {}
+    for method in methods:
+        for made in sorted({result.made for results in every for result in results.results[method.key]}):
+            found.setdefault(made or "not kept", []).append(method.title)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{made} ({', '.join(titles)})" for made, titles in found.items())
+
+
+def _rules(bundle: Bundle, command: str, made: str) -> tuple[str, ...]:
     return (
         f"Command: {command}",
-        f"Commit: {commit()}. Machine: {platform.machine()}, {os.cpu_count()} cores; seconds a slice are of this one.",
+        f"Commit and machine of the scores and seconds: {made}. The proposed model runs in the runtime, the networks "
+        "of other methods in PyTorch.",
         "Every method is given the same interpolated scan and is clipped to the standard scale; the reference is the "
         f"high-field slice on that scale, data range 1. {RULE} {Lpips.name}.",
         f"{bundle.contract.name} was trained on {', '.join(bundle.contract.training.get('training_subjects', ()))}.",

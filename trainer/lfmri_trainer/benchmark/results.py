@@ -1,6 +1,6 @@
 """Scores of one method on one pair, kept as they come, so that a benchmark that was stopped goes on.
 
-OUT/results/<set>/<method>/<pair>.npz    scores, indices, seconds, the middle slice; plain arrays
+OUT/results/<set>/<method>/<pair>.npz    scores, indices, seconds, the middle slice; plain arrays, and what made them
 """
 
 import time
@@ -30,15 +30,17 @@ class Result:
         scores: by column key, a value a slice.
         seconds: a slice.
         picture: x_1_hat of the middle slice, (rows, columns).
+        made: commit and machine; empty in a result that was made before they were kept.
     """
 
     indices: NDArray[np.int64]
     scores: Mapping[str, NDArray[np.float64]]
     seconds: float
     picture: Float32Array
+    made: str
 
 
-def result_of(method: Method, case: Case, path: Path, *, limit: float, lpips: Lpips) -> Result:
+def result_of(method: Method, case: Case, path: Path, *, limit: float, lpips: Lpips, made: str) -> Result:
     """Take what an earlier call left at `path` for the same method and slices; or enhance, score and leave it there.
 
     Args:
@@ -47,6 +49,7 @@ def result_of(method: Method, case: Case, path: Path, *, limit: float, lpips: Lp
         path: of the result.
         limit: every method's images are clipped to [0, limit], the range of the standard scale.
         lpips: the perceptual distance.
+        made: commit and machine, kept with the result.
     """
     about = {"method": method.identity, "case": case.identity}
     kept = _read(path, about)
@@ -55,15 +58,15 @@ def result_of(method: Method, case: Case, path: Path, *, limit: float, lpips: Lp
     started = time.perf_counter()
     images = method.enhance(case.request)
     seconds = (time.perf_counter() - started) / method.slices_computed(case.request)
-    result = score(images, case, seconds=seconds, limit=limit, lpips=lpips)
+    result = score(images, case, seconds=seconds, limit=limit, lpips=lpips, made=made)
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = np.stack([result.scores[key] for key in KEYS])
     arrays = {"indices": result.indices, "scores": scores, "seconds": np.array(seconds), "picture": result.picture}
-    save_arrays(path, arrays, about)
+    save_arrays(path, arrays, {**about, "made": made})
     return result
 
 
-def score(images: Float32Array, case: Case, *, seconds: float, limit: float, lpips: Lpips) -> Result:
+def score(images: Float32Array, case: Case, *, seconds: float, limit: float, lpips: Lpips, made: str = "") -> Result:
     """Score a method's slices, (slices, rows, columns).
 
     Raises:
@@ -76,6 +79,7 @@ def score(images: Float32Array, case: Case, *, seconds: float, limit: float, lpi
         scores={key: np.array([row.scores[key] for row in evaluation.rows]) for key in KEYS},
         seconds=seconds,
         picture=clipped[len(clipped) // 2],
+        made=made,
     )
 
 
@@ -84,11 +88,16 @@ def _read(path: Path, about: Mapping[str, str]) -> Result | None:
         return None
     try:
         arrays, found = load_arrays(path)
+        made = str(found.pop("made", ""))
         scores = dict(zip(KEYS, arrays["scores"], strict=True))
         result = Result(
-            indices=arrays["indices"], scores=scores, seconds=float(arrays["seconds"]), picture=arrays["picture"]
+            indices=arrays["indices"],
+            scores=scores,
+            seconds=float(arrays["seconds"]),
+            picture=arrays["picture"],
+            made=made,
         )
-    except (KeyError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputRefused(f"{path}: {reason}; expected a result of this benchmark: remove it and resume") from None
     return result if found == about else None

@@ -12,16 +12,15 @@ from lfmri_runtime.contract import Contract
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_runtime.lpips import Lpips
 from lfmri_trainer.baselines import METHODS
-from lfmri_trainer.baselines.fitted import Fitted
 from lfmri_trainer.baselines.interpolation import Interpolation
-from lfmri_trainer.baselines.method import Context, Float32Array, Method, Progress
+from lfmri_trainer.baselines.method import Context, Float32Array, KnowsNames, Method, Progress
 from lfmri_trainer.baselines.pairs import TrainingPairs
 from lfmri_trainer.benchmark.cases import Case, TestSet, choose_sets, open_cases
 from lfmri_trainer.benchmark.results import Result, result_of
 from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.simulation.pairs import read_pairs
 from lfmri_trainer.subjects import same_people
-from lfmri_trainer.weights import stretches
+from lfmri_trainer.weights import Learned, stretches
 
 RESULTS = "results"
 FITTED = "fitted"
@@ -40,6 +39,7 @@ class BenchmarkSettings:
         fitted: folder of fitted methods; None keeps them in the output folder.
         changes: settings by method key, as text.
         threads: of all arithmetic; 0 takes all cores.
+        made: commit and machine, kept with every result.
     """
 
     methods: tuple[str, ...]
@@ -48,6 +48,7 @@ class BenchmarkSettings:
     fitted: Path | None = None
     changes: Mapping[str, Mapping[str, str]]
     threads: int = 0
+    made: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,6 +75,12 @@ class SetResults:
     results: Mapping[str, tuple[Result, ...]]
 
 
+def spread(scans: Sequence[Scan], most: int) -> list[Scan]:
+    """At most so many scans, evenly spread over a set's list, which goes by subject."""
+    count = min(most, len(scans))
+    return [scans[n * len(scans) // count] for n in range(count)]
+
+
 def every_method(*, fitted: bool) -> tuple[str, ...]:
     """Keys of METHODS; those that need a fit only where `fitted` is set."""
     return tuple(key for key, kind in METHODS.items() if fitted or not kind.fitted)
@@ -92,8 +99,7 @@ def score_methods(
 
     Raises:
         UsageError: unknown methods or settings, or an output folder that already holds a benchmark.
-        InputRefused: pairs that cannot be used, a test subject that a method was trained on, or an OOD preset that
-            the bundle was.
+        InputRefused: pairs that cannot be used, or a test subject or an OOD preset that a method was trained on.
     """
     if not resume and (out / RESULTS).exists():
         raise UsageError(f"{out} already holds a benchmark; go on with --resume, or choose another --out")
@@ -105,12 +111,12 @@ def score_methods(
         raise UsageError(f"--fit {idle[0]} would change nothing; expected a method of --methods that is fitted")
     rows = read_pairs(pairs)
     sets = choose_sets(rows, settings.sets)
-    learnable = _without(OUTSIDE, sets, rows, bundle.contract)
-    tested = {pair.subject for test_set in sets for pair in test_set.pairs}
     contract = bundle.contract
-    _check_unseen(tested, contract.training.get("training_subjects", ()), f"{contract.name} was trained on")
+    tested = _tested(sets)
+    tested.refuse(_model(contract), contract.name)
     calibrated = [subject for calibration in contract.uncertainty for subject in calibration.subjects]
-    _check_unseen(tested, calibrated, f"the uncertainty of {contract.name} was calibrated on")
+    tested.refuse(Learned(subjects=tuple(calibrated)), f"the uncertainty of {contract.name}")
+    learnable = [row for row in rows if row.preset not in tested.presets]
     if settings.threads:
         torch.set_num_threads(settings.threads)
     context = Context(
@@ -121,12 +127,10 @@ def score_methods(
         fitted=out / FITTED if settings.fitted is None else settings.fitted,
         changes=settings.changes,
         progress=progress,
+        refuse_tested=tested.refuse,
     )
     chosen = {Interpolation.key, *settings.methods}
     methods = [method for key, kind in METHODS.items() if key in chosen for method in kind.prepare(context)]
-    for method in methods:
-        if isinstance(method, Fitted) and method.about is not None:
-            _check_unseen(tested, method.about.subjects, f"{method.key} was fitted on")
     with progress("scoring") as scored:
         return methods, _score(pairs, out, methods, sets, bundle, settings, scored)
 
@@ -150,7 +154,8 @@ def _score(
         for case in open_cases(pairs, test_set, processing):
             for method in methods:
                 path = out / RESULTS / test_set.name / method.key / f"{case.pair.pair}.npz"
-                result = result_of(method, case, path, limit=processing.high_field.limit, lpips=lpips)
+                limit = processing.high_field.limit
+                result = result_of(method, case, path, limit=limit, lpips=lpips, made=settings.made)
                 results[method.key].append(result)
                 done += 1
                 progress(done, total)
@@ -164,28 +169,38 @@ def _scan(case: Case) -> Scan:
     return Scan(pair=case.pair, identity=case.identity, picture=case.reference[len(case.reference) // 2])
 
 
-def _without(
-    outside: str, sets: Sequence[TestSet], rows: Sequence[PairParameters], contract: Contract
-) -> list[PairParameters]:
-    """Leave out of distribution what is called so: no baseline is fitted on that preset, and no bundle was.
+@dataclass(frozen=True)
+class _Tested:
+    """Who is tested, and on which presets as out of distribution: nobody may have learned from them."""
 
-    Raises:
-        InputRefused: the bundle learned from it.
-    """
-    presets = {test_set.preset for test_set in sets if test_set.name == outside}
-    known = sorted(presets & {name for stretch in stretches(contract.training) for name in stretch.get("presets", ())})
-    if known:
-        raise InputRefused(
-            f"{contract.name} learned from the preset {known[0]}; expected one that is new to it as {outside}: name "
-            "another with --ood"
-        )
-    return [row for row in rows if row.preset not in presets]
+    subjects: frozenset[str]
+    presets: frozenset[str]
+
+    def refuse(self, known: KnowsNames, what: str) -> None:
+        seen = same_people(self.subjects, known.subjects)
+        if seen:
+            raise InputRefused(
+                f"{what} learned from {', '.join(seen)}, which the test set holds; expected unseen subjects: simulate "
+                "with other --test-subject; other people who only bear these names need others"
+            )
+        presets = sorted(self.presets.intersection(known.presets))
+        if presets:
+            raise InputRefused(
+                f"{what} learned from the preset {presets[0]}; expected one that is new to it as {OUTSIDE}: name "
+                "another with --ood"
+            )
 
 
-def _check_unseen(tested: set[str], subjects: Sequence[str], said: str) -> None:
-    seen = same_people(tested, subjects)
-    if seen:
-        raise InputRefused(
-            f"{said} {', '.join(seen)}, which the test set holds; expected unseen subjects: simulate with other "
-            "--test-subject; other people who only bear these names need others"
-        )
+def _tested(sets: Sequence[TestSet]) -> _Tested:
+    return _Tested(
+        frozenset(pair.subject for test_set in sets for pair in test_set.pairs),
+        frozenset(test_set.preset for test_set in sets if test_set.name == OUTSIDE),
+    )
+
+
+def _model(contract: Contract) -> Learned:
+    """What a bundle's model learned from, in all its stretches."""
+    return Learned(
+        subjects=tuple(contract.training.get("training_subjects", ())),
+        presets=tuple(name for stretch in stretches(contract.training) for name in stretch.get("presets", ())),
+    )

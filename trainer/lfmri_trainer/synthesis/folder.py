@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.files import sha256_file, write_json
 from lfmri_trainer.parallel import Counter, in_processes
-from lfmri_trainer.randomness import made_with, named_generator
+from lfmri_trainer.randomness import named_generator
 from lfmri_trainer.simulation.pairs import write_volume
+from lfmri_trainer.simulation.sources import made_with
 from lfmri_trainer.subjects import open_volume
 from lfmri_trainer.synthesis.tissues import LABEL_LIMIT, TISSUES
 from lfmri_trainer.synthesis.volumes import Labels, synthesise

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.errors import BackendMissing, TryAgainLater, missing_extra
+from lfmri_runtime.machine import closed_gpu_files
 
 #: None of the calls here takes a flag.
 _NO_FLAGS = 0
@@ -40,10 +41,13 @@ class Device:
     Attributes:
         name: of the GPU.
         compute_capability: as "8.7".
+        multiprocessors: their number, which tells apart GPUs of one name, as a Jetson's modules have.
+        cuda_version: the latest that the driver knows, as "12.6".
         failed: an error was seen after which nothing on the device can be trusted.
 
     Raises:
         BackendMissing: no cuda-bindings, no driver, or no GPU.
+        TryAgainLater: there may be a GPU, and it does not answer now.
     """
 
     def __init__(self) -> None:
@@ -52,9 +56,19 @@ class Device:
         try:
             status = self._cuda.cuInit(_NO_FLAGS)[0]
         except RuntimeError as error:  # the bindings did not find the driver's library
-            raise _no_gpu(" ".join(str(error).split())) from None
-        if status != self._cuda.CUresult.CUDA_SUCCESS:
-            raise _no_gpu(status.name)
+            raise BackendMissing(_no_gpu(" ".join(str(error).split()))) from None
+        codes = self._cuda.CUresult
+        # What stays until the machine is changed; after any other status the GPU may answer next time.
+        lasting = (
+            codes.CUDA_ERROR_NO_DEVICE,
+            codes.CUDA_ERROR_STUB_LIBRARY,
+            codes.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
+            codes.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE,
+        )
+        if status in lasting:
+            raise BackendMissing(_no_gpu(status.name))
+        if status != codes.CUDA_SUCCESS:
+            raise TryAgainLater(_no_gpu(status.name))
         self._context = self._check(self._cuda.cuCtxGetCurrent())
         if int(self._context) == 0:
             device = self._check(self._cuda.cuDeviceGet(0))
@@ -63,18 +77,26 @@ class Device:
         device = self._check(self._cuda.cuCtxGetDevice())
         self.name = bytes(self._check(self._cuda.cuDeviceGetName(100, device))).split(b"\0")[0].decode()
         kinds = self._cuda.CUdevice_attribute
-        numbers = (
-            self._check(self._cuda.cuDeviceGetAttribute(kind, device))
+        major, minor, self.multiprocessors = (
+            int(self._check(self._cuda.cuDeviceGetAttribute(kind, device)))
             for kind in (
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+                kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
             )
         )
-        self.compute_capability = ".".join(str(int(number)) for number in numbers)
+        self.compute_capability = f"{major}.{minor}"
+        version = int(self._check(self._cuda.cuDriverGetVersion()))
+        self.cuda_version = f"{version // 1000}.{version % 1000 // 10}"
 
     def use(self) -> None:
         """Make the context current in this thread; every public call of the back end begins with it."""
         self._check(self._cuda.cuCtxSetCurrent(self._context))
+
+    def free_mib(self) -> float:
+        """Free memory of the GPU, MiB; on a Jetson the whole machine's, since the two share it."""
+        self.use()
+        return int(self._check(self._cuda.cuMemGetInfo())) / 2**20
 
     # What is made here is freed by the scope. A release's own error is ignored: there is no answer to it.
 
@@ -173,5 +195,12 @@ class Device:
         raise self.fail(status.name)
 
 
-def _no_gpu(reason: str) -> BackendMissing:
-    return BackendMissing(f"no NVIDIA GPU is usable ({reason}); expected one with its driver: check nvidia-smi")
+def _no_gpu(reason: str) -> str:
+    """Why there is no GPU, and what to do; to a user who may not open it, CUDA says that there is none."""
+    closed = closed_gpu_files()
+    if not closed:
+        return f"no NVIDIA GPU is usable ({reason}); expected one with its driver: check nvidia-smi"
+    return (
+        f"no NVIDIA GPU is usable ({reason}, {closed[0]} is closed to this user); expected a user of its group: "
+        "on a Jetson sudo usermod -aG video $USER, then log in again"
+    )

@@ -1,6 +1,7 @@
 """Opening an engine: the one in the cache whose identity is this machine's, its bytes hashed before they are loaded."""
 
 import hashlib
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from lfmri_runtime.backends.tensorrt.identity import (
     engine_folder,
     read_sidecar,
 )
-from lfmri_runtime.backends.tensorrt.versions import context_settings, create_log, load
+from lfmri_runtime.backends.tensorrt.kernels import Kernels
+from lfmri_runtime.backends.tensorrt.versions import RTX, TENSORRT, context_settings, create_log, load
 from lfmri_runtime.bundle import STEP, Bundle
 from lfmri_runtime.errors import BackendMissing, BundleRefused, LfmriError
 
@@ -39,7 +41,7 @@ class Engine:
         settings: that its contexts are made with.
         identity: what it was made of and for.
         log: keeps the library's last error.
-        kept: what the settings point to and do not hold.
+        kernels: that the library compiled here; the settings point to them and do not hold them.
     """
 
     trt: Any
@@ -47,7 +49,7 @@ class Engine:
     settings: Any
     identity: Identity
     log: Any
-    kept: Any = None
+    kernels: Kernels | None = None
 
 
 def open_engine(bundle: Bundle, device: Device, *, cache: Path | None = None) -> Engine:
@@ -59,7 +61,7 @@ def open_engine(bundle: Bundle, device: Device, *, cache: Path | None = None) ->
         cache: where `lfmri export --trt` put its engines; None takes the user's cache.
 
     Raises:
-        BackendMissing: there is no engine, or the library that it was made with is not here.
+        BackendMissing: there is no engine, or no library that could make or load one.
         BundleRefused: none of the engines is this machine's, or the one that is was changed; names the field.
     """
     folder = engine_folder(bundle, cache)
@@ -76,7 +78,23 @@ def open_engine(bundle: Bundle, device: Device, *, cache: Path | None = None) ->
         return _load(path, sidecar, library, bundle)
     if refusals:
         raise refusals[0]
+    _check_library()
     raise BackendMissing(f"{folder}: no TensorRT engine of this bundle; {REMAKE}")
+
+
+def _check_library() -> None:
+    """Look for a library where there is no engine that names one.
+
+    Raises:
+        BackendMissing: neither can be imported; says why.
+    """
+    try:
+        load(TENSORRT)
+    except BackendMissing as missing:
+        try:
+            load(RTX)
+        except BackendMissing:
+            raise BackendMissing(f"no {RTX}, and {missing}") from None
 
 
 def check_identity(path: Path, found: Identity, bundle: Bundle, device: Device, library: Any) -> None:
@@ -89,13 +107,16 @@ def check_identity(path: Path, found: Identity, bundle: Bundle, device: Device, 
     later = found.version_compatible and _numbers(found.library_version) <= _numbers(version)
     ampere = found.hardware_compatible and _numbers(capability) >= AMPERE
     anywhere = ampere or found.gpu is None
+    here = platform.machine()
     fields = (
         ("bundle", found.bundle, bundle.sha256, False),
         ("onnx", found.onnx, bundle.contract.files[STEP], False),
         ("precision", found.precision, bundle.contract.precision, False),
         ("library_version", found.library_version, version, later),
+        ("platform", found.platform, here, False),
         ("compute_capability", found.compute_capability, capability, ampere),
         ("gpu", found.gpu, device.name, anywhere),
+        ("multiprocessors", found.multiprocessors, device.multiprocessors, anywhere),
     )
     for field, value, expected, excused in fields:
         if value != expected and not excused:
@@ -136,8 +157,9 @@ def _load(path: Path, sidecar: Sidecar, library: Any, bundle: Bundle) -> Engine:
     if engine is None:
         raise BundleRefused(f"{path.with_suffix('.plan')} cannot be loaded ({log.error}); {MEND}")
     _check_arrays(path, engine, library, bundle, sidecar.identity.profile)
-    settings, kept = context_settings(library, engine)
-    return Engine(library, engine, settings, sidecar.identity, log, kept)
+    settings, cache = context_settings(library, engine)
+    kernels = None if cache is None else Kernels(library, cache, path.with_suffix(".kernels"))
+    return Engine(library, engine, settings, sidecar.identity, log, kernels)
 
 
 def _check_arrays(path: Path, engine: "trt.ICudaEngine", library: Any, bundle: Bundle, profile: Profile) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.cache import cache_folder
 from lfmri_runtime.contract import decode, render
+from lfmri_runtime.decoding import shorten
 from lfmri_runtime.errors import BundleRefused, UsageError
 
 #: The schema of the sidecar that this version reads and writes.
-SCHEMA = 1
+SCHEMA = 2
 #: Digits of a sha256 that names hold: 64 bits.
 DIGITS = 16
 #: A sidecar is under two kilobytes; more than this is not one.
@@ -59,11 +60,13 @@ class Identity:
     Attributes:
         library: tensorrt or tensorrt_rtx.
         library_version: in full, as the library says.
+        platform: of the machine that it was made on, as "aarch64"; it runs on no other.
         bundle: sha256 of the bundle's contract.
         onnx: sha256 of its step.onnx.
         precision: of the weights in it.
         compute_capability: of the GPU that it was made on or, ahead of time, for.
         gpu: its name; None for an engine that was made ahead of time.
+        multiprocessors: of that GPU, since a Jetson's modules share one name; None where `gpu` is.
         profile: the shapes that it takes.
         version_compatible: runs on later versions of the library too.
         hardware_compatible: runs on every GPU from compute capability 8.0.
@@ -71,11 +74,13 @@ class Identity:
 
     library: str
     library_version: str
+    platform: str
     bundle: str
     onnx: str
     precision: str
     compute_capability: str
     gpu: str | None
+    multiprocessors: int | None
     profile: Profile
     version_compatible: bool
     hardware_compatible: bool
@@ -126,11 +131,13 @@ def read_sidecar(path: Path) -> Sidecar:
     except OSError as error:
         raise BundleRefused(f"{path}: {error.strerror}; {MEND}") from None
     try:
-        sidecar: Sidecar = decode(Sidecar, _json(content), path.name)
+        document = _json(content)
+        schema = document.get("schema") if isinstance(document, dict) else None
+        sidecar: Sidecar | None = decode(Sidecar, document, path.name) if schema == SCHEMA else None
     except BundleRefused as error:
         raise BundleRefused(f"{path} cannot be read ({error}); {MEND}") from None
-    if sidecar.schema != SCHEMA:
-        raise BundleRefused(f"{path} has schema {sidecar.schema}; this lfmri reads schema {SCHEMA}: {MEND}")
+    if sidecar is None:
+        raise BundleRefused(f"{path} has schema {shorten(schema)}; this lfmri reads schema {SCHEMA}: {MEND}")
     if render(sidecar).encode() != content or sidecar.identity.name != path.stem:
         raise BundleRefused(
             f"{path} was changed: its identity is that of {sidecar.identity.name}, its name says {path.stem}; {MEND}"

@@ -47,9 +47,10 @@ class TensorRtStep:
         self.precision = bundle.contract.precision
         self._multiple = bundle.contract.processing.multiple
         self._busy = threading.Lock()
+        self._new_shape = False
         self._plans: OrderedDict[tuple[tuple[int, ...], int], Plan] = OrderedDict()
         with ExitStack() as scope:
-            self._device = Device()
+            self._device = self.gpu = Device()
             self._engine = open_engine(bundle, self._device, cache=cache)
             scope.callback(delattr, self, "_engine")
             identity = self._engine.identity
@@ -150,6 +151,7 @@ class TensorRtStep:
             self._plans[key] = Plan(
                 self._device, self._engine, self._streams, self._workspace, shape=shape, steps=steps
             )
+            self._new_shape = True
         self._plans.move_to_end(key)
         return self._plans[key]
 
@@ -160,8 +162,16 @@ class TensorRtStep:
                 self._device.use()
                 for stream in (self._streams.upload, self._streams.compute, self._streams.download):
                     self._device.drain(stream)
+            self._keep_kernels()
         if self._device.failed:
             self.close()
+
+    def _keep_kernels(self) -> None:
+        """Keep the kernels of new shapes now, since a process may end without closing."""
+        if self._new_shape and self._open and not self._device.failed and self._engine.kernels is not None:
+            self._device.use()
+            self._engine.kernels.keep()
+        self._new_shape = False
 
     def _close_plans(self) -> None:
         while self._plans:
@@ -176,7 +186,8 @@ class TensorRtStep:
                 return batch, 1, rows, columns
         raise InputRefused(
             f"slices of {np.shape(x_0)} and {shape}; the engine takes (batch, 1, rows, columns) within {profile}, "
-            f"sides multiples of {self._multiple}: make one with another --profile"
+            f"sides multiples of {self._multiple}: make one with another `lfmri export --trt --profile`, or run with "
+            "--backend onnxruntime"
         )
 
 

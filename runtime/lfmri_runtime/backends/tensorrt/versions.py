@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx"
 #: The line that mends a missing library; TensorRT itself is not on PyPI.
 HINTS = {
-    TENSORRT: "it comes with JetPack, or from NVIDIA's package index for x86: see docs/engines.md",
+    TENSORRT: "it comes with JetPack, into an environment made by python3 -m venv --system-site-packages, or for x86 "
+    "from NVIDIA's package index (docs/engines.md)",
     RTX: "it comes with: pip install tensorrt-rtx",
 }
 
@@ -58,7 +59,8 @@ def context_settings(trt: Any, engine: "trt.ICudaEngine") -> tuple[Any, Any]:
     """What all contexts of an engine are made with: they work in memory of ours, so that they can share it.
 
     Returns:
-        the settings, and what they point to without holding it, to be kept for as long as the engine.
+        the settings, and the cache of kernels that they point to without holding it, to be kept for as long as the
+        engine; None where the library compiles none here.
     """
     ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if is_rtx(trt):
