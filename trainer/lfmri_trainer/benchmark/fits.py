@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lfmri_runtime.page.article import Section, Table
 from lfmri_trainer.baselines.fitted import Fitted
+from lfmri_trainer.baselines.fitting import NetworkSettings
 from lfmri_trainer.baselines.method import Method
 from lfmri_trainer.subjects import person_of
 
@@ -20,7 +21,8 @@ def fits_section(methods: Sequence[Method]) -> Iterator[Section]:
     text = (
         "People and presets are those of the simulated scans that a method learned from, scans that its starting "
         "weights learned from included; two methods with the same hash of pairs were fitted on the same scans. "
-        "Settings that are not named are the usual ones."
+        "Settings that are not named are the usual ones. A network with far fewer steps than the usual "
+        f"{NetworkSettings.steps:,} is not done learning: its row says what the budget gives, and little of the method."
     )
     head = ("method", "people", "presets", "pairs, SHA-256", "settings", "file, SHA-256")
     rows = tuple(tuple((cell, False) for cell in _row(method)) for method in fitted)
