@@ -13,7 +13,7 @@ from .bundles import MakeBundle, write_bundle
 #: Files that take minutes, the longest first: begun last, they would keep one worker waiting for the other.
 LONGEST = (
     *("test_docs", "test_train", "test_fresh", "test_line", "test_benchmark", "test_docs_console", "test_console_load"),
-    *("test_dicom_node", "test_baselines", "test_recipe", "test_variation"),
+    *("test_dicom_node", "test_baselines", "test_graph"),
 )
 
 OBLIQUE = np.array(
