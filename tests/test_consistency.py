@@ -45,10 +45,13 @@ def brain(*, blob: float = 0.0) -> Float32Array:
     return (image + blob * np.clip(4.5 - away, 0, 1)).astype(np.float32)
 
 
-def scan_of(image: Float32Array, *, noise: str = "gaussian", unit: float = 1.0) -> tuple[Float32Array, Affine]:
-    """Slices of 3 mm every 4 mm, another contrast, a receive field, noise: by the trainer's simulator."""
+def scan_of(
+    image: Float32Array, *, noise: str = "gaussian", unit: float = 1.0, vessel: float = 0.0
+) -> tuple[Float32Array, Affine]:
+    """Slices of 3 mm every 4 mm, another contrast, a receive field, noise, and a vessel: by the trainer's simulator."""
     rng = np.random.default_rng(5)
     contrasted = np.interp(image, [0, 0.65, 0.92, 1.3], [0, 0.7, 0.85, 1.05]).astype(np.float32)
+    contrasted += vessel * (brain(blob=1) - brain())
     thick = thick_slices(contrasted, axis=2, spacing=4, thickness=3)
     thick *= bias_field(thick.shape, peak=0.15, rng=rng)
     affine = np.diag([1.0, 1.0, 4.0, 1.0])
@@ -131,6 +134,17 @@ def test_a_blob_that_only_one_of_them_holds_is_found_at_its_place(blob: float, i
     assert np.linalg.norm(np.array(found.place) - expected) < 5
     (note,) = consistency.describe(found)[1]
     assert "does not explain the input near" in note
+
+
+def test_a_vessel_brighter_than_an_enhanced_scan_can_be_is_explained_by_its_brightest() -> None:
+    scan = scan_of(brain(), vessel=1.2)
+    shown = checked(np.minimum(brain(blob=1), np.float32(1.25)), scan)
+    assert shown is not None
+    assert shown.largest < THRESHOLD
+    lost = checked(brain(), scan)
+    assert lost is not None
+    assert lost.largest > THRESHOLD
+    assert np.linalg.norm(np.array(lost.place) - np.array([-30, -35, -28]) - BLOB) < 5
 
 
 def test_the_unit_does_not_matter(scan: tuple[Float32Array, Affine]) -> None:

@@ -93,7 +93,9 @@ def check(
     noise = _noise(scan, head, place, thick)
     if noise is None or np.count_nonzero(head) < FEWEST:
         return None
-    residual = np.where(head, y - with_fitted_contrast(enhanced, y, head, matrices, place.scan_spacing), np.float32(0))
+    fitted, brightest = with_fitted_contrast(enhanced, y, head, matrices, place.scan_spacing)
+    # Blood that flows in is brighter than an enhanced scan can be: it is compared with the brightest that one can show.
+    residual = np.where(head, np.minimum(y, brightest) - fitted, np.float32(0))
     residual *= np.float32(scale / noise)
     planes = tuple(axis for axis in range(3) if axis != thick)
     means, gain = neighbourhood_means(residual, head, place.scan_spacing, planes)

@@ -24,23 +24,28 @@ FITTED = 50_000
 
 def with_fitted_contrast(
     enhanced: Float32Array, y: Float32Array, head: Mask, matrices: Matrices, spacing: tuple[float, float, float]
-) -> Float32Array:
-    """The simulated scan under the contrast and the field that fit best, by least squares over the head."""
+) -> tuple[Float32Array, Float32Array]:
+    """The simulated scan under the contrast and the field that fit best, by least squares over the head.
+
+    Returns:
+        it, and the brightest that it could be at each voxel: the scale of enhanced scans ends at the last knot.
+    """
     chosen = np.flatnonzero(head)
     chosen = chosen[:: -(-len(chosen) // FITTED)]
     rises = np.empty((len(chosen), len(KNOTS) - 1))
     for k, (low, high) in enumerate(pairwise(KNOTS)):
         rise = np.clip((enhanced - np.float32(low)) / np.float32(high - low), 0, 1)
         rises[:, k] = simulate(rise, matrices).ravel()[chosen]
-    flat = _with_contrast(enhanced, rises, y.ravel()[chosen], matrices)
+    flat, _ = _with_contrast(enhanced, rises, y.ravel()[chosen], matrices)
     field = _smooth_ratio(y, flat, head, spacing)
-    return field * _with_contrast(enhanced, rises, (y / field).ravel()[chosen], matrices)
+    flat, brightest = _with_contrast(enhanced, rises, (y / field).ravel()[chosen], matrices)
+    return field * flat, field * np.float32(brightest)
 
 
 def _with_contrast(
     enhanced: Float32Array, rises: Float64Array, target: Float32Array, matrices: Matrices
-) -> Float32Array:
-    """The simulated scan under the piecewise linear contrast whose rises between the knots fit the target best."""
+) -> tuple[Float32Array, float]:
+    """The simulated scan under the piecewise linear contrast whose rises between the knots fit best, and its top."""
     slopes = np.diff(np.diag(1 / np.diff(KNOTS)), axis=0) * np.sqrt(STIFFNESS * len(target)) * np.diff(KNOTS).mean()
     wanted = np.concatenate([target, np.zeros(len(slopes))])
     fitted = np.linalg.lstsq(np.concatenate([rises, slopes]), wanted, rcond=None)[0]
@@ -48,7 +53,7 @@ def _with_contrast(
     contrasted = np.empty_like(enhanced)
     for n, plane in enumerate(enhanced):  # np.interp takes float64, so not the whole volume at once
         contrasted[n] = np.interp(plane, KNOTS, heights)
-    return simulate(contrasted, matrices)
+    return simulate(contrasted, matrices), float(heights.max())
 
 
 def _smooth_ratio(
