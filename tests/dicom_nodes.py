@@ -120,11 +120,13 @@ class Node:
         self.process.wait()
 
     def stop(self) -> str:
-        """As systemd does; returns what it said on standard error."""
+        """As systemd does; returns what it said on standard error beside what runs and why nothing else does."""
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(DEADLINE)
         assert code == 0, f"{code}: {self._said.read_text()}"
-        return self._said.read_text()
+        lines = self._said.read_text().splitlines(keepends=True)
+        assert sum(line.startswith("lfmri: ready: ") for line in lines) == 1
+        return "".join(line for line in lines if not line.startswith(("lfmri: ready: ", "lfmri: note: ")))
 
     def __enter__(self) -> "Node":
         return self.start()
