@@ -16,6 +16,7 @@ from lfmri_runtime.draws import Progress, mean_and_deviation
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 from lfmri_runtime.geometry import AXES, WorkingGrid, hidden_thick_axis, thick_axis_of
 from lfmri_runtime.slices import pad
+from lfmri_runtime.trial import Trial
 
 Float32Array = NDArray[np.float32]
 
@@ -73,6 +74,10 @@ class Enhancer:
         batch: slices that pass through the network at once; changes nothing but speed and memory.
         step: a back end of the caller's own, opened; the settings above it are then not looked at.
 
+    Attributes:
+        notes: one line for each back end that is here and was passed over.
+        trials: of the back ends that were tried, now or when the choice was made.
+
     Raises:
         UsageError, BackendMissing, BundleRefused: as `choice.choose`.
     """
@@ -90,13 +95,14 @@ class Enhancer:
     ) -> None:
         self.bundle = open_bundle() if bundle is None else bundle
         self.notes: tuple[str, ...] = ()
+        self.trials: tuple[Trial, ...] = ()
         if step is not None:
             self.step = step
         elif (backend, precision) == (REFERENCE, None):
             self.step = open_backend(self.bundle, threads=threads)
         else:
             choice = choose(self.bundle, backend=backend, precision=precision, require=require, threads=threads)
-            self.step, self.notes = choice.step, choice.notes
+            self.step, self.notes, self.trials = choice.step, choice.notes, choice.trials
         self.batch = batch
 
     def enhance(

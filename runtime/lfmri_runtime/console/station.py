@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lfmri_runtime.backends import REFERENCE
 from lfmri_runtime.bundle import open_bundle
-from lfmri_runtime.choice import choose
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ModelSettings
 from lfmri_runtime.enhancer import Enhanced, Enhancer
@@ -62,7 +60,14 @@ class Station:
     def __init__(self, settings: ModelSettings, journal: Journal) -> None:
         self.settings = settings
         self.journal = journal
-        self.enhancer, self.notes = _open(settings)
+        self.enhancer = Enhancer(
+            open_bundle(Path(settings.bundle) if settings.bundle else None),
+            backend=settings.backend,
+            precision=settings.precision or None,
+            require=settings.require,
+            threads=settings.threads,
+        )
+        self.notes = tuple(str(trial) for trial in self.enhancer.trials if not trial.passed)
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._places = threading.BoundedSemaphore(MOST_WAITING)
 
@@ -147,17 +152,3 @@ class Station:
         report = {**enhanced.report, "seconds": {"wait": waited, **enhanced.report["seconds"]}}
         self.journal.record("enhanced", **event, **report)
         return dataclasses.replace(enhanced, report=report)
-
-
-def _open(settings: ModelSettings) -> tuple[Enhancer, tuple[str, ...]]:
-    """The enhancer, and one line for each back end that was tried and not taken, here or not."""
-    bundle = open_bundle(Path(settings.bundle) if settings.bundle else None)
-    precision = settings.precision or None
-    if (settings.backend, precision) == (REFERENCE, None):
-        return Enhancer(bundle, threads=settings.threads), ()
-    choice = choose(
-        bundle, backend=settings.backend, precision=precision, require=settings.require, threads=settings.threads
-    )
-    enhancer = Enhancer(bundle, step=choice.step)
-    enhancer.notes = choice.notes
-    return enhancer, tuple(str(trial) for trial in choice.trials if not trial.passed)

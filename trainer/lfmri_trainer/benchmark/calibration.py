@@ -15,9 +15,8 @@ from scipy.stats import spearmanr
 from lfmri_runtime.backends import Step, open_backend
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.calibration import calibration_of
-from lfmri_runtime.errors import InputRefused
-from lfmri_trainer.baselines.fitted import load_arrays, save_arrays
 from lfmri_trainer.baselines.method import Progress
+from lfmri_trainer.benchmark.results import keep, kept
 from lfmri_trainer.benchmark.run import RESULTS, Scan, SetResults, spread
 from lfmri_trainer.calibration import SLICES, coverage, crossings
 from lfmri_trainer.working import WorkingPair, working_pairs
@@ -143,20 +142,13 @@ def _kept_or_made(
         "scan": scan.identity,
         "draws": f"{steps} steps, {samples} samples, {SLICES} slices",
     }
-    if path.is_file():
-        try:
-            arrays, found = load_arrays(path)
-            kept: Float32Array = arrays["voxels"]
-        except (KeyError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputRefused(f"{path}: {reason}; expected a result of this benchmark: remove it and resume") from None
-        if found == about:
-            return kept
+    found = kept(path, about, "voxels")
+    if found is not None:
+        return found[0][0]
     contract = bundle.contract
     lines = crossings(step, pair, contract.processing, source_std=contract.source_std, steps=steps, samples=samples)
     voxels = np.stack([(lines.mean - lines.truth)[lines.inside], lines.std[lines.inside]])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_arrays(path, {"voxels": voxels}, about)
+    keep(path, {"voxels": voxels}, about)
     return voxels
 
 

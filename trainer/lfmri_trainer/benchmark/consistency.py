@@ -15,12 +15,11 @@ from lfmri_runtime.backends import open_backend
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.consistency import THRESHOLD
 from lfmri_runtime.enhancer import Enhancer
-from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.page.article import Section, Table
-from lfmri_trainer.baselines.fitted import load_arrays, save_arrays
 from lfmri_trainer.baselines.method import Progress
 from lfmri_trainer.benchmark.cases import brain_mask
-from lfmri_trainer.benchmark.enhanced import Enhanced
+from lfmri_trainer.benchmark.enhanced import EnhancedScan
+from lfmri_trainer.benchmark.results import keep, kept
 from lfmri_trainer.benchmark.run import RESULTS, Scan, SetResults, spread
 from lfmri_trainer.benchmark.tables import csv_text
 
@@ -142,24 +141,18 @@ def _kept_or_made(path: Path, pairs: Path, enhancer: Enhancer, name: str, scan: 
         "scan": scan.identity,
         "spheres": repr((DIAMETERS, STRENGTHS, SPHERES, NEAR_MM)),
     }
-    if path.is_file():
-        try:
-            arrays, found = load_arrays(path)
-            clean, altered, near = float(arrays["clean"]), arrays["altered"], arrays["near"]
-        except (KeyError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputRefused(f"{path}: {reason}; expected a result of this benchmark: remove it and resume") from None
-        if found == about:
-            return Checked(set_name=name, pair=scan.pair.pair, clean=clean, altered=altered, near=near)
+    found = kept(path, about, "clean", "altered", "near")
+    if found is not None:
+        clean, altered, near = found[0]
+        return Checked(set_name=name, pair=scan.pair.pair, clean=float(clean), altered=altered, near=near)
     made = _check(pairs, enhancer, name, scan)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_arrays(path, {"clean": np.array(made.clean), "altered": made.altered, "near": made.near}, about)
+    keep(path, {"clean": np.array(made.clean), "altered": made.altered, "near": made.near}, about)
     return made
 
 
 def _check(pairs: Path, enhancer: Enhancer, name: str, scan: Scan) -> Checked:
     pair, processing = scan.pair, enhancer.bundle.contract.processing
-    opened = Enhanced.of(pairs, enhancer, pair)
+    opened = EnhancedScan.of(pairs, enhancer, pair)
     brain = brain_mask(pairs, pair.subject, processing)[tuple(map(slice, opened.x_1.shape))]
     # Where there is tissue, so that a sphere can be taken away as well as added.
     inside = np.argwhere(brain & (opened.x_1 > max(STRENGTHS) * processing.high_field.wm))

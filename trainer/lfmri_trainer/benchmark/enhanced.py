@@ -18,7 +18,7 @@ Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Enhanced:
+class EnhancedScan:
     """One scan, enhanced at one step.
 
     Attributes:

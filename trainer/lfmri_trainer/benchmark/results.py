@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,17 +53,23 @@ def result_of(method: Method, case: Case, path: Path, *, limit: float, lpips: Lp
         made: commit and machine, kept with the result.
     """
     about = {"method": method.identity, "case": case.identity}
-    kept = _read(path, about)
-    if kept is not None:
-        return kept
+    found = kept(path, about, "indices", "scores", "seconds", "picture")
+    if found is not None and len(found[0][1]) == len(KEYS):  # else of a version with other scores
+        (indices, scores, seconds, picture), said = found
+        return Result(
+            indices=indices,
+            scores=dict(zip(KEYS, scores, strict=True)),
+            seconds=float(seconds),
+            picture=picture,
+            made=str(said.get("made", "")),
+        )
     started = time.perf_counter()
     images = method.enhance(case.request)
-    seconds = (time.perf_counter() - started) / method.slices_computed(case.request)
-    result = score(images, case, seconds=seconds, limit=limit, lpips=lpips, made=made)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scores = np.stack([result.scores[key] for key in KEYS])
-    arrays = {"indices": result.indices, "scores": scores, "seconds": np.array(seconds), "picture": result.picture}
-    save_arrays(path, arrays, {**about, "made": made})
+    spent = (time.perf_counter() - started) / method.slices_computed(case.request)
+    result = score(images, case, seconds=spent, limit=limit, lpips=lpips, made=made)
+    stacked = np.stack([result.scores[key] for key in KEYS])
+    arrays = {"indices": result.indices, "scores": stacked, "seconds": np.array(spent), "picture": result.picture}
+    keep(path, arrays, {**about, "made": made})
     return result
 
 
@@ -83,21 +90,28 @@ def score(images: Float32Array, case: Case, *, seconds: float, limit: float, lpi
     )
 
 
-def _read(path: Path, about: Mapping[str, str]) -> Result | None:
+def kept(path: Path, about: Mapping[str, str], *names: str) -> tuple[list[NDArray[Any]], Mapping[str, Any]] | None:
+    """What an earlier call left at `path` about the same things: the named arrays, and all that it says about them.
+
+    Returns:
+        None where there is nothing, or something about other things.
+
+    Raises:
+        InputRefused: a file that cannot be read, or without these arrays.
+    """
     if not path.is_file():
         return None
     try:
         arrays, found = load_arrays(path)
-        made = str(found.pop("made", ""))
-        scores = dict(zip(KEYS, arrays["scores"], strict=True))
-        result = Result(
-            indices=arrays["indices"],
-            scores=scores,
-            seconds=float(arrays["seconds"]),
-            picture=arrays["picture"],
-            made=made,
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        values = [arrays[name] for name in names]
+        same = {name: found.get(name) for name in about} == about
+    except (AttributeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputRefused(f"{path}: {reason}; expected a result of this benchmark: remove it and resume") from None
-    return result if found == about else None
+    return (values, found) if same else None
+
+
+def keep(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> None:
+    """Leave arrays at `path` for `kept`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_arrays(path, arrays, about)

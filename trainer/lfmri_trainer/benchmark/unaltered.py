@@ -13,11 +13,10 @@ from lfmri_runtime.backends import open_backend
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.consistency import THRESHOLD
 from lfmri_runtime.enhancer import Enhancer
-from lfmri_runtime.errors import InputRefused
 from lfmri_runtime.page.article import Section, Table
-from lfmri_trainer.baselines.fitted import load_arrays, save_arrays
 from lfmri_trainer.baselines.method import Progress
-from lfmri_trainer.benchmark.enhanced import Enhanced
+from lfmri_trainer.benchmark.enhanced import EnhancedScan
+from lfmri_trainer.benchmark.results import keep, kept
 from lfmri_trainer.benchmark.run import RESULTS, Scan, SetResults, spread
 
 #: Scans of a set that are looked at, evenly spread over its list: a minute each on two cores.
@@ -62,19 +61,13 @@ def measure(
 
 def _kept_or_made(path: Path, pairs: Path, enhancer: Enhancer, scan: Scan) -> tuple[float, float]:
     about = {"bundle": enhancer.bundle.sha256, "scan": scan.identity}
-    if path.is_file():
-        try:
-            arrays, found = load_arrays(path)
-            known, assumed = (float(value) for value in arrays["numbers"])
-        except (KeyError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputRefused(f"{path}: {reason}; expected a result of this benchmark: remove it and resume") from None
-        if found == about:
-            return known, assumed
-    opened = Enhanced.of(pairs, enhancer, scan.pair)
+    found = kept(path, about, "known", "assumed")
+    if found is not None:
+        known, assumed = found[0]
+        return float(known), float(assumed)
+    opened = EnhancedScan.of(pairs, enhancer, scan.pair)
     numbers = [opened.check(opened.x_1, thickness=thickness).largest for thickness in (opened.thickness, None)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_arrays(path, {"numbers": np.array(numbers)}, about)
+    keep(path, {"known": np.array(numbers[0]), "assumed": np.array(numbers[1])}, about)
     return numbers[0], numbers[1]
 
 
