@@ -148,6 +148,13 @@ def test_a_choice_holds_until_what_it_was_made_for_changes(
     monkeypatch.setattr(choice, "LOADER_CACHE", bundle.path / STEP)
     assert trials() == 5
     assert trials() == 0
+    code = tmp_path / "code" / "backend.py"
+    code.parent.mkdir()
+    monkeypatch.setattr(choice, "CODE", code.parent)
+    for content in ("old = True", "new = True"):
+        code.write_text(content)
+        assert trials() == 5
+        assert trials() == 0
     engine = tmp_path / "engines" / bundle.sha256[:16] / "tensorrt-1.plan"
     engine.parent.mkdir(parents=True)
     engine.touch()

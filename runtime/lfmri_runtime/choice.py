@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lfmri_runtime import backends
 from lfmri_runtime.backends import BACKENDS, Step, open_backend, precisions
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.cache import cache_folder
@@ -24,6 +25,8 @@ AUTO = "auto"
 ENVIRONMENT = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 #: Written anew whenever a system package brings libraries, as CUDA's do, to where the loader already looks.
 LOADER_CACHE = Path("/etc/ld.so.cache")
+#: The code that runs the back ends: a refusal by an earlier one does not stay.
+CODE = Path(backends.__file__).parent
 #: A remembered choice is a kilobyte or two; more than this is not one.
 MAX_BYTES = 1 << 20
 
@@ -134,6 +137,7 @@ def _key(bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | 
         "bundle": bundle.sha256,
         "asked": [list(candidate) for candidate in asked],
         "threads": threads,
+        "code": _code(),
         "ssim": has_ssim(),
         "engines": [entry for folder in folders for entry in _engines(folder)],
         "loader": LOADER_CACHE.stat().st_mtime_ns if LOADER_CACHE.exists() else 0,
@@ -141,6 +145,14 @@ def _key(bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | 
         "closed": closed_gpu_files(),  # to a user who may not open them there is no GPU
         "machine": identity(),
     }
+
+
+def _code() -> str:
+    """sha256 of the back ends' source."""
+    digest = hashlib.sha256()
+    for path in sorted(CODE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _engines(folder: Path) -> Iterator[list[Any]]:

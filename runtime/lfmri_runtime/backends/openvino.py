@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.backends import Step
-from lfmri_runtime.backends.openvino_time import TimedRequest, split_time
+from lfmri_runtime.backends.openvino_norm import normalise_channels_last
+from lfmri_runtime.backends.openvino_parts import Parts, split_last, split_time
 from lfmri_runtime.backends.signal_stack import kept_signal_stack
 from lfmri_runtime.bundle import STEP, Bundle
 from lfmri_runtime.cache import cache_folder
@@ -71,7 +72,7 @@ class OpenVinoStep(Step):
         cores = len(os.sched_getaffinity(0))
         self._threads = min(threads, cores) if threads else cores
         self._streams = min(self._threads, MAX_STREAMS)
-        self._models: OrderedDict[tuple[Shape, int], tuple[Any, Any]] = OrderedDict()
+        self._models: OrderedDict[tuple[Shape, int], tuple[Any, ...]] = OrderedDict()
         folder = (cache_folder() if cache is None else cache) / "openvino" / bundle.sha256[:16]
         with suppress(OSError):  # a cache that cannot be written only costs time
             folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ class OpenVinoStep(Step):
     def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
         """x_t + dt * v(x_t, y, t); x_t and y (batch, 1, h, w)."""
         start = time.perf_counter()
-        result = TimedRequest(*self._model(x_t.shape, streams=1)).infer(x_t, y, t, dt)
+        result = Parts(self._model(x_t.shape, streams=1)).infer(x_t, y, t, dt)
         self.seconds += time.perf_counter() - start
         return result
 
@@ -96,7 +97,7 @@ class OpenVinoStep(Step):
         start = time.perf_counter()
         model = self._model(first[0][0].shape, streams=streams)
         self.seconds += time.perf_counter() - start
-        idle = deque(TimedRequest(*model) for _ in range(streams))
+        idle = deque(Parts(model) for _ in range(streams))
         size = len(first[0][0])
         running: deque[Future[Float32Array]] = deque()
 
@@ -134,8 +135,8 @@ class OpenVinoStep(Step):
         self.seconds += time.perf_counter() - start
         return result
 
-    def _model(self, shape: tuple[int, ...], *, streams: int) -> tuple[Any, Any]:
-        """The graph's two parts compiled for a shape; the library must say that it runs in the asked precision."""
+    def _model(self, shape: tuple[int, ...], *, streams: int) -> tuple[Any, ...]:
+        """The graph's parts compiled for a shape; the library must say that it runs in the asked precision."""
         batch, _, rows, columns = shape
         key = ((batch, 1, rows, columns), streams)
         if key in self._models:
@@ -144,23 +145,34 @@ class OpenVinoStep(Step):
         model = self._core.read_model(self._content)
         image = [batch, 1, rows, columns]
         model.reshape({"x_t": image, "y": image, "t": [batch], "dt": [batch]})
+        openvino = import_openvino()
+        with kept_signal_stack():
+            if self.precision == "bfloat16":
+                time_part, image_part = split_time(openvino, model)
+                image_part, *last_part = split_last(openvino, image_part)
+                exact = [self._compiled(part, "float32", streams=streams) for part in (time_part, *last_part)]
+                parts = (exact[0], self._compiled(image_part, self.precision, streams=streams), *exact[1:])
+            else:
+                normalise_channels_last(openvino, model)
+                parts = (self._compiled(model, self.precision, streams=streams),)
+        while len(self._models) >= MODELS:
+            self._models.popitem(last=False)
+        self._models[key] = parts
+        return self._models[key]
+
+    def _compiled(self, model: Any, precision: str, *, streams: int) -> Any:
+        """A part compiled; the library must say that it runs in the asked precision."""
         settings = {
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._threads,
         }
-        image_part, time_part = split_time(import_openvino(), model)
-        with kept_signal_stack():
-            compiled = self._core.compile_model(image_part, "CPU", settings)
-            timed = self._core.compile_model(time_part, "CPU", {"INFERENCE_PRECISION_HINT": HINTS["float32"]})
+        compiled = self._core.compile_model(model, "CPU", settings)
         found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        if found != HINTS[self.precision]:
-            raise BackendMissing(f"OpenVINO was asked for {HINTS[self.precision]} and runs in {found} on this CPU")
-        while len(self._models) >= MODELS:
-            self._models.popitem(last=False)
-        self._models[key] = (compiled, timed)
-        return self._models[key]
+        if found != HINTS[precision]:
+            raise BackendMissing(f"OpenVINO was asked for {HINTS[precision]} and runs in {found} on this CPU")
+        return compiled
 
     def _read(self, bundle: Bundle) -> None:
         """Read the graph once, to refuse it now rather than in the midst of a volume."""
