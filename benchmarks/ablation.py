@@ -2,7 +2,8 @@
 
 Every run has the same steps, crops and seed, and one thing changed; "again" is the first run with another seed, so that
 a difference can be compared with chance. Prints the last validation of each as a Markdown table: PSNR (dB) of whole
-slices at one Euler step, and LPIPS at ten. Runs that are there already are taken over.
+slices at one Euler step, and LPIPS at ten; then PSNR of as many slices of each preset in the validation, since what
+helps on noisier draws may cost on others. Runs that are there already are taken over; `--only` names those to make.
 
 With `--initial RUN` every run goes on from that run's weights, which takes chance down by far; the changes that these
 weights cannot take on (another network, another reading of its output) are left out, and so are those that would leave
@@ -19,9 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from lfmri_runtime.errors import InputRefused, LfmriError
+from lfmri_runtime.metrics import psnr
+from lfmri_trainer.dataset import SliceDataset
+from lfmri_trainer.flow import sample
+from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.settings import CONFIGURATION, TrainingSettings
+from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.simulation.pairs import TABLE, read_pairs, write_pairs
 from lfmri_trainer.train import train
+from lfmri_trainer.weights import load_weights, read_processing
+from lfmri_trainer.working import working_pairs
 
 #: What the changes are made to.
 USUAL: dict[str, Any] = {"source_std": 0.3, "time_zero": 0.25, "time_weight": 1.0, "scale_jitter": 0.05}
@@ -48,7 +56,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "averaging 0.99": {"ema_decay": 0.99},
     "air weighs 0.1": {"air_weight": 0.1},
     "no scale jitter": {"scale_jitter": 0.0},
+    "no siqt-k4-noisy": {"presets": ("siqt-k4", "siqt-k8", "ultra-low-field")},
     "no noisier draws": {"presets": ("siqt-k4", "siqt-k8")},
+    "noisier draws alone": {"presets": ("siqt-k4-noisy", "ultra-low-field")},
     "velocity": {"prediction": "velocity"},
     "the other network": {"preset": "iqt-cfm"},
 }
@@ -68,6 +78,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--slices", type=int, default=16, help="of the validation")
+    parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--precision", default="bf16-mixed", choices=["bf16-mixed", "32-true"])
     given = parser.parse_args()
@@ -86,19 +97,25 @@ def main() -> None:
         precision=given.precision,
         **USUAL,
     )
-    if not any(row.split == "validation" for row in read_pairs(given.pairs)):
+    held_out = [row for row in read_pairs(given.pairs) if row.split == "validation"]
+    if not held_out:
         raise InputRefused(f"{given.pairs}: no pair has the split validation; expected some: hold subjects out")
-    print("| change | PSNR, 1 step | LPIPS, 10 steps |\n| --- | --- | --- |")
+    presets = sorted({row.preset for row in held_out})
+    titles = ["change", "PSNR, 1 step", "LPIPS, 10 steps", *(f"PSNR, {preset}" for preset in presets)]
+    print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     for name, change in CHANGES.items():
-        if (given.initial and OF_FRESH_WEIGHTS & change.keys()) or not changes_pairs(given.pairs, change):
+        foreign = given.initial and OF_FRESH_WEIGHTS & change.keys()
+        if name not in given.only or foreign or not changes_pairs(given.pairs, change):
             continue
         run = given.out / name.replace(" ", "-")
         if not (run / "summary.json").is_file():
             shutil.rmtree(run, ignore_errors=True)  # what was stopped begins anew
             train_changed(usual, change, run)
         metrics = json.loads((run / "summary.json").read_text())["last_metrics"]
-        psnr, lpips = (metrics[key] for key in SCORES)
-        print(f"| {name} | {psnr:.2f} | {lpips:.3f} |", flush=True)
+        fidelity, lpips = (metrics[key] for key in SCORES)
+        of_presets = [psnr_of(run, [row for row in held_out if row.preset == preset]) for preset in presets]
+        scores = [f"{fidelity:.2f}", f"{lpips:.3f}", *(f"{value:.2f}" for value in of_presets)]
+        print(f"| {' | '.join([name, *scores])} |", flush=True)
 
 
 def train_changed(usual: TrainingSettings, change: dict[str, Any], run: Path) -> None:
@@ -119,6 +136,26 @@ def train_changed(usual: TrainingSettings, change: dict[str, Any], run: Path) ->
         rest = usual.max_steps - steps
         settings = replace(settings, initial=str(first), max_steps=rest, epoch_steps=rest)
     train(settings, run)
+
+
+def psnr_of(run: Path, rows: Sequence[PairParameters]) -> float:
+    """PSNR (dB) of a run's averaged weights at one Euler step, the mean over whole slices of these pairs."""
+    settings, processing = TrainingSettings.load(run / CONFIGURATION), read_processing(run)
+    network = build_network(settings.preset).eval()
+    load_weights(network, run)
+    slices = SliceDataset(
+        working_pairs(Path(settings.pairs), rows, processing),
+        count=settings.validation_slices,
+        multiple=processing.multiple,
+        source_std=settings.source_std,
+        seed=settings.seed,
+    )
+    values = []
+    for number in range(len(slices)):
+        x_0, x_1, y = (slices[number][name][None] for name in ("x_0", "x_1", "y"))
+        found = sample(network, x_0, y, steps=1, prediction=settings.prediction)
+        values.append(psnr(found.numpy(), x_1.numpy()))
+    return sum(values) / len(values)
 
 
 def changes_pairs(pairs: Path, change: dict[str, Any]) -> bool:
