@@ -1,10 +1,12 @@
 """Every back end that runs here gives what the reference gives, as it was asked to, and sends nothing."""
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,12 +19,13 @@ from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from lfmri import options
 from lfmri_export.graph import export_step
 from lfmri_runtime import backends, machine
-from lfmri_runtime.backends import BACKENDS, PRECISIONS, Step, open_backend, openvino
+from lfmri_runtime.backends import BACKENDS, PRECISIONS, Step, open_backend, openvino, openvino_cache
 from lfmri_runtime.backends.onnxruntime_cuda import CudaStep
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BackendMissing, BundleRefused, LfmriError, TryAgainLater, UsageError
 from lfmri_runtime.golden import failures, measure_parity, read_golden
+from lfmri_runtime.metrics import psnr
 from lfmri_runtime.sampler import uniform_time_grid
 from lfmri_trainer.network.presets import build_network
 
@@ -36,6 +39,7 @@ ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2}
 needs_bfloat16 = pytest.mark.skipif(
     not {"avx512_bf16", "amx_bf16"} & set(machine.cpu()["features"]), reason="this CPU has no bfloat16 arithmetic"
 )
+EXACT = (("onnxruntime", "float16"), ("openvino", "float32"))
 BFLOAT16 = pytest.param("bfloat16", marks=needs_bfloat16)
 
 
@@ -205,6 +209,78 @@ def test_the_built_in_model_passes_its_golden_check_on_openvino(precision: str, 
     assert [row.steps for row in rows] == list(bundle.contract.steps)
     assert failures(rows) == []
     assert all((row.psnr or 0) > {"float32": 75, "bfloat16": 55}[precision] for row in rows)
+
+
+def test_openvino_in_float32_is_exact_at_the_size_of_real_slices(tmp_path: Path) -> None:
+    x_t, y = np.random.default_rng(3).random((2, 1, 1, 184, 72), np.float32)
+    bundle = open_bundle()
+    expected, found = (opened(name, bundle, p, tmp_path)(x_t, y, 0.2, 0.8) for name, p in EXACT)
+    assert psnr(found, expected) > 95
+
+
+# What OpenVINO compiled
+
+
+def test_what_openvino_compiled_is_loaded_again_and_damage_is_not(
+    noisy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    library = openvino.import_openvino()
+    real = library.Core
+
+    class Counted(MaskedCore):
+        def compile_model(self, *given: Any) -> Any:
+            compiled.append(given)
+            return super().compile_model(*given)
+
+    openvino.rehearse(library)
+    capabilities = real().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    monkeypatch.setattr(library, "Core", lambda: Counted(real(), capabilities=capabilities))
+    x = np.random.default_rng(4).random((1, 1, 8, 16), np.float32)
+
+    def once() -> tuple[int, Float32Array]:
+        compiled.clear()
+        result = opened("openvino", noisy, "float32", tmp_path)(x, x, 0.0, 0.5)
+        return len(compiled), result
+
+    count, expected = once()
+    assert count == 1
+    (path,) = tmp_path.rglob("*.compiled")
+    whole = path.read_bytes()
+    assert once()[0] == 0
+    for damaged in (whole[:-1], whole[:100], b"", bytes([*whole[:-1], whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        count, found = once()
+        assert count == 1, "damage was not seen"
+        np.testing.assert_array_equal(found, expected)
+        assert path.read_bytes()[:32] == hashlib.sha256(path.read_bytes()[32:]).digest()
+    path.unlink()
+    path.mkdir()
+    assert once()[0] == 1, "what cannot be written costs time alone"
+
+
+def test_no_more_is_kept_than_the_last_that_were_used(
+    noisy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_cache, "MAX_KEPT", 3)
+    for side in (8, 16, 24, 32, 40):
+        opened("openvino", noisy, "float32", tmp_path).warmup((1, 1, 8, side))
+    assert len(list(tmp_path.rglob("*.compiled"))) == 3
+
+
+@pytest.mark.parametrize("said", ["Failed to allocate 2147483648 bytes of memory", "std::bad_alloc"])
+@pytest.mark.parametrize("call", ["flow", "step"])
+def test_openvino_without_memory_may_do_better_later(
+    noisy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, call: str
+) -> None:
+    step, x = opened("openvino", noisy, "float32", tmp_path), np.zeros((1, 1, 8, 8), np.float32)
+
+    def infer(*_: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(openvino.Parts, "infer", infer)
+    with pytest.raises(TryAgainLater, match="too little free memory"):
+        list(step.flow([(x, x)], uniform_time_grid(1))) if call == "flow" else step(x, x, 0.0, 1.0)
 
 
 # Nothing but what was asked

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from lfmri_runtime.backends.openvino import import_openvino
 from lfmri_runtime.backends.openvino_norm import normalise_channels_last
@@ -37,13 +37,13 @@ def kinds(model: Any) -> list[str]:
     return [node.get_type_name() for node in model.get_ordered_ops()]
 
 
-def group_norm(x: Float32Array, *, scale: float = 1, shift: float = 0, axes: int = 3) -> Any:
-    """Group normalisation as PyTorch's exporter writes it; `axes` counts those of what is normalised."""
+def group_norm(x: NDArray[Any], *, scale: float = 1, shift: float = 0, axes: int = 3) -> Any:
+    """Group normalisation of x's kind as PyTorch's exporter writes it; `axes` counts those of what is normalised."""
     grouped = [*x.shape[:1], GROUPS, -1] + [1] * (axes - 3)
     constants = {
         "grouped": np.array(grouped),
-        "scale": np.full(GROUPS, scale, np.float32),
-        "shift": np.full(GROUPS, shift, np.float32),
+        "scale": np.full(GROUPS, scale, x.dtype),
+        "shift": np.full(GROUPS, shift, x.dtype),
         "shape": np.array(x.shape),
     }
     nodes = [
@@ -51,7 +51,8 @@ def group_norm(x: Float32Array, *, scale: float = 1, shift: float = 0, axes: int
         helper.make_node("InstanceNormalization", ["seen", "scale", "shift"], ["normalised"], epsilon=1e-5),
         helper.make_node("Reshape", ["normalised", "shape"], ["result"]),
     ]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, x.shape) for name in ("x", "result")]
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    values = [helper.make_tensor_value_info(name, kind, x.shape) for name in ("x", "result")]
     weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "norm", values[:1], values[1:], initializer=weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
@@ -59,10 +60,10 @@ def group_norm(x: Float32Array, *, scale: float = 1, shift: float = 0, axes: int
     return import_openvino().Core().read_model(model.SerializeToString())
 
 
-def run(model: Any, x: Float32Array) -> Float32Array:
+def run(model: Any, x: NDArray[Any]) -> Float32Array:
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     request = import_openvino().Core().compile_model(model, "CPU", settings).create_infer_request()
-    result: Float32Array = request.infer({"x": x})[0]
+    result: Float32Array = request.infer({"x": x})[0].astype(np.float32)
     return result
 
 
@@ -76,6 +77,16 @@ def test_group_norm_from_sums_of_channels_is_group_norm(mean: float, deviation: 
     assert normalise_channels_last(import_openvino(), model) == 1
     assert "MVN" not in kinds(model)
     np.testing.assert_allclose(run(model, x), expected, atol=2e-3 if abs(mean) > 10 * deviation else 1e-4)
+
+
+def test_group_norm_of_half_weights_is_computed_in_full() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 16, 184, 72)).astype(np.float16)
+    expected = torch.nn.functional.group_norm(torch.from_numpy(x.astype(np.float32)), GROUPS).numpy()
+    model = group_norm(x)
+    assert normalise_channels_last(import_openvino(), model) == 1
+    error = run(model, x) - expected
+    assert np.abs(error).max() < 2e-3, "more than rounding to half at the end"
+    assert abs(float((error * np.sign(expected)).mean())) < 5e-5, "a gain"
 
 
 @pytest.mark.parametrize("changed", [{"scale": 2.0}, {"shift": 1.0}, {"axes": 4}])

@@ -14,8 +14,9 @@ from cuda.bindings import driver as real
 from numpy.typing import NDArray
 
 from lfmri_export.rtx import export_rtx_engines
+from lfmri_runtime import cache
 from lfmri_runtime.backends import open_backend
-from lfmri_runtime.backends.tensorrt import TensorRtStep, cuda, kernels
+from lfmri_runtime.backends.tensorrt import TensorRtStep, cuda
 from lfmri_runtime.backends.tensorrt.identity import parse_profile
 from lfmri_runtime.backends.tensorrt.plan import GRAPH_STEPS
 from lfmri_runtime.backends.tensorrt.step import PLANS
@@ -124,7 +125,7 @@ def test_kernels_are_compiled_once_for_all_processes(
     machine.driver.name = "Other GPU"
     assert (compiles(), compiles()) == (1, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "MAX_KERNELS_BYTES", 10)
+        patch.setattr(cache, "MAX_SEALED_BYTES", 10)
         assert compiles() == 1
     file.unlink()
     file.mkdir()

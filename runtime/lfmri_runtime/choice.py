@@ -12,7 +12,7 @@ from typing import Any
 from lfmri_runtime import backends
 from lfmri_runtime.backends import BACKENDS, Step, open_backend, precisions
 from lfmri_runtime.bundle import Bundle
-from lfmri_runtime.cache import cache_folder
+from lfmri_runtime.cache import cache_folder, source_hash
 from lfmri_runtime.contract import decode
 from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, UsageError
 from lfmri_runtime.files import write_json
@@ -137,7 +137,7 @@ def _key(bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | 
         "bundle": bundle.sha256,
         "asked": [list(candidate) for candidate in asked],
         "threads": threads,
-        "code": _code(),
+        "code": source_hash(CODE),
         "ssim": has_ssim(),
         "engines": [entry for folder in folders for entry in _engines(folder)],
         "loader": LOADER_CACHE.stat().st_mtime_ns if LOADER_CACHE.exists() else 0,
@@ -145,14 +145,6 @@ def _key(bundle: Bundle, asked: list[Candidate], *, threads: int, cache: Path | 
         "closed": closed_gpu_files(),  # to a user who may not open them there is no GPU
         "machine": identity(),
     }
-
-
-def _code() -> str:
-    """sha256 of the back ends' source."""
-    digest = hashlib.sha256()
-    for path in sorted(CODE.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _engines(folder: Path) -> Iterator[list[Any]]:

@@ -20,7 +20,7 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(doubl
 #: By default CUDA rounds float32 to 10 bits (TF32), and takes the convolutions that won a timing in this very process.
 OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
 #: What the library says when memory, or another program's end, is all that was missing; the next scan may fit.
-FULL = ("failed to allocate memory", "out of memory", "alloc_failed", "busy or unavailable")
+FULL = ("failed to allocate", "out of memory", "alloc_failed", "bad_alloc", "busy or unavailable")
 MEMORY = "there is too little free memory, or the GPU is busy; close other programs or take a smaller batch"
 EXPECTED_PROVIDER = (
     "expected the provider that was asked for: check the GPU's driver and that CUDA and cuDNN are those that "

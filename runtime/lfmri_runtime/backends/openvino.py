@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.backends import Step
+from lfmri_runtime.backends.onnxruntime import MEMORY, lacks_memory
+from lfmri_runtime.backends.openvino_cache import CompiledModels
 from lfmri_runtime.backends.openvino_norm import normalise_channels_last
 from lfmri_runtime.backends.openvino_parts import Parts, split_last, split_time
 from lfmri_runtime.backends.signal_stack import kept_signal_stack
 from lfmri_runtime.bundle import STEP, Bundle
 from lfmri_runtime.cache import cache_folder
-from lfmri_runtime.errors import BackendMissing, BundleRefused, missing_extra
+from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, missing_extra
 from lfmri_runtime.sampler import euler, uniform_time_grid
 
 Float32Array = NDArray[np.float32]
@@ -74,30 +76,38 @@ class OpenVinoStep(Step):
         self._streams = min(self._threads, MAX_STREAMS)
         self._models: OrderedDict[tuple[Shape, int], tuple[Any, ...]] = OrderedDict()
         folder = (cache_folder() if cache is None else cache) / "openvino" / bundle.sha256[:16]
-        with suppress(OSError):  # a cache that cannot be written only costs time
-            folder.mkdir(parents=True, exist_ok=True)
-            self._core.set_property({"CACHE_DIR": str(folder)})
+        self._compiled_models = CompiledModels(self._core, folder, openvino.__version__)
 
     def __call__(self, x_t: Float32Array, y: Float32Array, t: float, dt: float) -> Float32Array:
-        """x_t + dt * v(x_t, y, t); x_t and y (batch, 1, h, w)."""
+        """x_t + dt * v(x_t, y, t); x_t and y (batch, 1, h, w).
+
+        Raises:
+            TryAgainLater: too little memory.
+        """
         start = time.perf_counter()
-        result = Parts(self._model(x_t.shape, streams=1)).infer(x_t, y, t, dt)
+        with _telling_memory():
+            result = Parts(self._model(x_t.shape, streams=1)).infer(x_t, y, t, dt)
         self.seconds += time.perf_counter() - start
         return result
 
     def flow(
         self, batches: Iterable[tuple[Float32Array, Float32Array]], time_grid: NDArray[np.float64]
     ) -> Iterator[Float32Array]:
-        """The Euler loop over a stream of (x_0, y), each (batch, 1, h, w), several batches at a time; in order."""
+        """The Euler loop over a stream of (x_0, y), each (batch, 1, h, w), several batches at a time; in order.
+
+        Raises:
+            TryAgainLater: too little memory.
+        """
         stream = iter(batches)
         first = list(islice(stream, self._streams))
         if not first:
             return
         streams = self._streams if len(first) == self._streams else 1
         start = time.perf_counter()
-        model = self._model(first[0][0].shape, streams=streams)
+        with _telling_memory():
+            model = self._model(first[0][0].shape, streams=streams)
+            idle = deque(Parts(model) for _ in range(streams))
         self.seconds += time.perf_counter() - start
-        idle = deque(Parts(model) for _ in range(streams))
         size = len(first[0][0])
         running: deque[Future[Float32Array]] = deque()
 
@@ -131,7 +141,8 @@ class OpenVinoStep(Step):
 
     def _awaited(self, future: "Future[Float32Array]") -> Float32Array:
         start = time.perf_counter()
-        result = future.result()
+        with _telling_memory():
+            result = future.result()
         self.seconds += time.perf_counter() - start
         return result
 
@@ -150,25 +161,26 @@ class OpenVinoStep(Step):
             if self.precision == "bfloat16":
                 time_part, image_part = split_time(openvino, model)
                 image_part, *last_part = split_last(openvino, image_part)
-                exact = [self._compiled(part, "float32", streams=streams) for part in (time_part, *last_part)]
-                parts = (exact[0], self._compiled(image_part, self.precision, streams=streams), *exact[1:])
+                exact = [self._compiled(part, "float32", key, n) for n, part in enumerate((time_part, *last_part))]
+                parts = (exact[0], self._compiled(image_part, self.precision, key, 0), *exact[1:])
             else:
                 normalise_channels_last(openvino, model)
-                parts = (self._compiled(model, self.precision, streams=streams),)
+                parts = (self._compiled(model, self.precision, key, 0),)
         while len(self._models) >= MODELS:
             self._models.popitem(last=False)
         self._models[key] = parts
         return self._models[key]
 
-    def _compiled(self, model: Any, precision: str, *, streams: int) -> Any:
-        """A part compiled; the library must say that it runs in the asked precision."""
+    def _compiled(self, model: Any, precision: str, key: tuple[Shape, int], number: int) -> Any:
+        """A part compiled, the how-manieth of its precision; the library must say that it runs in that."""
+        streams = key[1]
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._threads,
         }
-        compiled = self._core.compile_model(model, "CPU", settings)
+        compiled = self._compiled_models.compile(model, settings, key, self.precision, number)
         found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if found != HINTS[precision]:
             raise BackendMissing(f"OpenVINO was asked for {HINTS[precision]} and runs in {found} on this CPU")
@@ -185,6 +197,17 @@ class OpenVinoStep(Step):
         expected = {spec.name for spec in (*bundle.contract.inputs, *bundle.contract.outputs)}
         if found != expected:
             raise BundleRefused(f"{self._place} has the arrays {sorted(found)}; its contract says {sorted(expected)}")
+
+
+@contextmanager
+def _telling_memory() -> Iterator[None]:
+    """The library's own errors where memory was all that was missing, as ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        if lacks_memory(error):
+            raise TryAgainLater(MEMORY) from None
+        raise
 
 
 def open_step(bundle: Bundle, *, precision: str = "float32", threads: int = 0, cache: Path | None = None) -> Step:

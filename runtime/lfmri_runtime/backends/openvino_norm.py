@@ -62,10 +62,14 @@ def _only_target(node: Any, kind: str) -> Any | None:
 def _normalised(build: Any, x: Any, groups: int, epsilon: float) -> Any:
     """(x - mean) / sqrt(variance + epsilon) over each group, from the mean of each channel and its squares' sum."""
     batch, channels, rows, columns = x.get_shape()
-    kind = x.get_element_type()
+    # Whatever the graph's weights are: in half precision the inverse of a slice's size alone is off by 0.2 %.
+    wide = build.convert(x, "f32")
 
     def shape(*sides: int) -> Any:
         return build.constant(np.array(sides, dtype=np.int64))
+
+    def number(value: float) -> Any:
+        return build.constant(np.float32(value))
 
     def over_group(values: Any) -> Any:
         grouped = build.reshape(values, shape(batch, groups, channels // groups), False)
@@ -75,13 +79,14 @@ def _normalised(build: Any, x: Any, groups: int, epsilon: float) -> Any:
         spread = build.broadcast(values, shape(batch, groups, channels // groups))
         return build.reshape(spread, shape(batch, channels, 1, 1), False)
 
-    root = build.reduce_l2(x, shape(2, 3), True)
-    mean = over_group(build.reduce_mean(x, shape(2, 3), True))
-    square = over_group(build.multiply(build.multiply(root, root), build.constant(1 / (rows * columns), kind)))
+    root = build.reduce_l2(wide, shape(2, 3), True)
+    mean = over_group(build.reduce_mean(wide, shape(2, 3), True))
+    square = over_group(build.multiply(build.multiply(root, root), number(1 / (rows * columns))))
     variance = build.relu(build.subtract(square, build.multiply(mean, mean)))
-    scale = build.divide(build.constant(1.0, kind), build.sqrt(build.add(variance, build.constant(epsilon, kind))))
+    scale = build.divide(number(1), build.sqrt(build.add(variance, number(epsilon))))
     shift = build.multiply(mean, scale)
-    return build.subtract(build.multiply(x, of_channel(scale)), of_channel(shift))
+    normalised = build.subtract(build.multiply(wide, of_channel(scale)), of_channel(shift))
+    return build.convert(normalised, x.get_element_type())
 
 
 def _is(node: Any, expected: float) -> bool:
