@@ -37,7 +37,11 @@ from .dicoms import (
 )
 
 BACKEND = {"name": "onnxruntime", "precision": "float32"}
-REPORT = {"steps": 1, "samples": 1, "seed": 0, "grid": "input", "thick_axis": "none", "backend": BACKEND}
+UNKNOWN = {"largest": None, "threshold": 11.0, "place_mm": None, "rms": None, "noise": None}
+REPORT = {
+    "steps": 1, "samples": 1, "seed": 0, "grid": "input", "thick_axis": "none", "backend": BACKEND,
+    "consistency": UNKNOWN,
+}  # fmt: skip
 KINDS = ("classic", "enhanced")
 GRIDS = ("input", "isotropic")
 
@@ -223,6 +227,20 @@ def test_every_instance_says_what_it_is(case: Case) -> None:
         assert "SmallestImagePixelValue" not in ds
     assert len(uids) == len(case.derived)
     assert referenced == sources
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_warning_of_the_check_travels_with_every_instance(enhancer: Enhancer, tmp_path: Path, kind: str) -> None:
+    case = Case(enhancer, tmp_path, kind, "input")
+    assert all("ImageComments" not in pydicom.dcmread(path) for path in case.derived)
+    case.series.datasets[0].ImageComments = "tall"
+    entry = {"largest": 20.0, "threshold": 11.0, "place_mm": [1.0, -2.0, 30.0]}
+    warned = replace(case.enhanced, report={**case.enhanced.report, "consistency": entry})
+    for number, path in enumerate(write_derived(tmp_path / "w", case.series, warned, bundle=enhancer.bundle)):
+        comments = pydicom.dcmread(path).ImageComments
+        assert comments.startswith("tall; the enhanced" if number == 0 else "the enhanced")
+        assert "does not explain the input near (1, -2, 30) mm RAS: the residual there is 20.0 times" in comments
+        assert comments.endswith("trust the input there, not the enhanced scan")
 
 
 def test_a_slice_names_its_own_source_and_keeps_its_place(plain: Case) -> None:

@@ -42,6 +42,7 @@ VALUES = (
 REPORT = {
     **{"steps": 1, "samples": 1, "seed": 0, "grid": "input", "thick_axis": "S"},
     "backend": {"name": "onnxruntime", "precision": "float32"},
+    "consistency": {"largest": None, "threshold": 11.0, "place_mm": None, "rms": None, "noise": None},
 }
 
 

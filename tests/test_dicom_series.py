@@ -323,6 +323,15 @@ PASSED_BY: dict[str, tuple[Change, str]] = {
         f"a localiser called {name}": (_set(SeriesDescription=name), "a localiser")
         for name in ("AAHead_Scout", "AAHScout", "Localizer_3plane", "T1_loc", "LOC_SAG", "Survey_32ch", "3_plane")
     },
+    **{
+        f"another contrast, {name}": (_set(SeriesDescription=name, ProtocolName=name), f"named {word}, another")
+        for name, word in (("t2_flair_tra", "T2"), ("AX FLAIR", "FLAIR"), ("ep2d diff", "DIFF"), ("TOF 3D", "TOF"))
+    },
+    "another contrast by protocol": (
+        _set(SeriesDescription="SAG", ProtocolName="SAG T2w"),
+        "named T2W, another contrast than T1w",
+    ),
+    "another part of the body": (_set(BodyPartExamined="KNEE"), "not a head (BodyPartExamined is KNEE)"),
     "a localiser by its planes": (_at(3, ImageOrientationPatient=[1, 0, 0, 0, 0, 1]), "localiser"),
     "several echoes": (_echoes, "they differ in echo time"),
     "a small matrix": (_set(Rows=12), "too small: 12 slices of 12 pixels"),

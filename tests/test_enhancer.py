@@ -402,6 +402,27 @@ def test_only_a_volume_is_a_scan(plain: Enhancer, shape: tuple[int, ...]) -> Non
         plain.enhance(np.ones(shape, np.float32), np.eye(4))
 
 
+@pytest.mark.parametrize(
+    "affine", [np.full((4, 4), np.nan), np.diag([0.0, 1, 1, 1]), np.eye(3), np.diag([np.inf, 1, 1, 1]), np.ones((4, 4))]
+)
+def test_an_affine_that_is_none_is_refused(plain: Enhancer, scan: Scan, affine: Affine) -> None:
+    with pytest.raises(InputRefused, match=r"the affine is .* expected 4 x 4, finite, voxels to mm") as refusal:
+        plain.enhance(scan[0], affine)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_complex_image_is_refused(plain: Enhancer, scan: Scan) -> None:
+    with pytest.raises(InputRefused, match="the scan is complex; expected a magnitude image"):
+        plain.enhance(scan[0].astype(np.complex64), scan[1])
+
+
+def test_a_mask_of_bytes_is_a_mask(plain: Enhancer, scan: Scan) -> None:
+    mask = scan[0] > np.median(scan[0])
+    expected = plain.enhance(*scan, mask=mask)
+    found = plain.enhance(*scan, mask=mask.astype(np.uint8) * 255)  # type: ignore[arg-type] # as masks are stored
+    np.testing.assert_array_equal(found.mean, expected.mean)
+
+
 def test_a_scan_that_spans_a_room_is_refused(plain: Enhancer, scan: Scan) -> None:
     with pytest.raises(InputRefused, match="check its voxel sizes"):
         plain.enhance(scan[0], np.diag([50.0, 50.0, 50.0, 1.0]))

@@ -128,14 +128,20 @@ def describe(found: Consistency | None) -> tuple[dict[str, Any], tuple[str, ...]
         "rms": round(found.rms, 3),
         "noise": float(f"{found.noise:.4g}"),
     }
-    if found.largest <= THRESHOLD:
-        return report, ()
-    near = ", ".join(f"{value:.0f}" for value in found.place)
-    note = (
-        f"the enhanced scan does not explain the input near ({near}) mm RAS: the residual there is {found.largest:.1f} "
-        f"times its usual spread, expected at most {THRESHOLD:g}; trust the input there, not the enhanced scan"
+    warned = warning(report)
+    return report, () if warned is None else (warned,)
+
+
+def warning(entry: dict[str, Any]) -> str | None:
+    """The note that belongs to a report's entry; None where its number is not above the threshold."""
+    if entry["largest"] is None or entry["largest"] <= entry["threshold"]:
+        return None
+    near = ", ".join(f"{value:.0f}" for value in entry["place_mm"])
+    return (
+        f"the enhanced scan does not explain the input near ({near}) mm RAS: the residual there is "
+        f"{entry['largest']:.1f} times its usual spread, expected at most {entry['threshold']:g}; trust the input "
+        "there, not the enhanced scan"
     )
-    return report, (note,)
 
 
 def neighbourhood_means(

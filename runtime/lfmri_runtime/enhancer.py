@@ -130,12 +130,13 @@ class Enhancer:
             grid: isotropic gives the working grid (the contract's voxel size), input the scan's own grid.
             thick_axis: auto reads it from the voxel sizes; R, A or S names it; none cuts all three planes.
             slice_thickness: FWHM of the slice profile, mm, for the check of consistency; None takes the slice spacing.
-            mask: where the head or brain is; voxels outside become zero before anything else.
+            mask: where the head or brain is, on the scan's grid; voxels outside become zero before anything else.
             progress: called with (network calls done, network calls in all).
 
         Raises:
             UsageError: a setting out of its range.
-            InputRefused: a scan without three axes or signal, with values that are not finite, or of too many voxels.
+            InputRefused: a scan without three axes or signal, complex, with values that are not finite or an affine
+                that is none, or of too many voxels.
             TryAgainLater: too little memory, or a device that failed.
         """
         steps = self.bundle.contract.default_steps if steps is None else steps
@@ -144,8 +145,11 @@ class Enhancer:
             raise UsageError(f"--slice-thickness is {slice_thickness:g}; expected above 0, up to {MAX_THICKNESS:g} mm")
         started = time.perf_counter()
         processing = self.bundle.contract.processing
-        if np.ndim(data) != 3:
+        if np.ndim(data) != 3 or 0 in np.shape(data):
             raise InputRefused(f"the scan has the shape {np.shape(data)}; expected three axes: give one volume")
+        if np.iscomplexobj(data):
+            raise InputRefused("the scan is complex; expected a magnitude image: give its modulus")
+        mask = None if mask is None else np.asarray(mask, dtype=np.bool_)
         place = WorkingGrid.of_scan(data.shape, affine, voxel_size=processing.voxel_size)
         acquired = np.asarray(data, dtype=np.float32)
         if not np.isfinite(acquired).all():

@@ -56,8 +56,9 @@ class WorkingGrid:
             voxel_size: of the working grid, mm; an axis within 0.1 % of it keeps its own spacing.
 
         Raises:
-            InputRefused: the working grid would exceed MAX_WORKING_VOXELS, or an axis MAX_AXIS.
+            InputRefused: an affine that is none; the working grid would exceed MAX_WORKING_VOXELS, or an axis MAX_AXIS.
         """
+        _check(affine)
         orientation = orientation_of(affine)
         ras_affine = reorient_affine(affine, orientation, shape)
         permuted = [0, 0, 0]
@@ -123,6 +124,14 @@ class WorkingGrid:
             positions = np.clip(np.arange(self.scan_shape[axis]) * ratio, 0, self.shape[axis] - 1)
             volume = apply_along(volume, spline_matrix(self.shape[axis], positions), axis)
         return self.from_ras(volume)
+
+
+def _check(affine: Affine) -> None:
+    """Refuse what is no invertible transform from voxels to mm."""
+    fits = np.shape(affine) == (4, 4) and np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]) != 0
+    if not fits:
+        rows = np.array2string(np.asarray(affine), precision=3, separator=", ").replace("\n", "")
+        raise InputRefused(f"the affine is {rows}; expected 4 x 4, finite, voxels to mm: repair the scan's header")
 
 
 def voxel_sizes(affine: Affine) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Which series are enhanced: magnitude images of one volume that nobody enhanced before; the rest is passed by."""
+"""Which series are enhanced: T1w magnitude images of one head that nobody enhanced before; the rest is passed by."""
 
 import re
 from collections.abc import Sequence
@@ -29,6 +29,18 @@ GE_KIND = 0x0043102F
 _LOCALISER = re.compile(
     r"locali[sz]er|scout|(?<![a-z0-9])(loc|survey|3[ _-]?plane|planscan)(?![a-z0-9])", re.IGNORECASE
 )
+#: Words of other contrasts in the names of a series, unless one says T1 or names a sequence of that contrast.
+_OTHER_CONTRAST = re.compile(
+    r"(?<![a-z0-9])(t2w?|t2[ _-]?star|flair|stir|pdw?|dwi|dti|diff(usion)?|swi|asl|bold|tof|angio|mra)(?![a-z0-9])",
+    re.IGNORECASE,
+)
+_T1 = re.compile(r"(?<![a-z0-9])t1|mp2?rage|spgr|bravo", re.IGNORECASE)
+#: Parts of the body that are no head, in BodyPartExamined (PS3.16 annex L).
+_OTHER_PARTS = {
+    "ABDOMEN", "ABDOMENPELVIS", "ANKLE", "ARM", "BREAST", "CALF", "CHEST", "CSPINE", "ELBOW", "FOOT", "FOREARM", "HAND",
+    "HEART", "HIP", "KNEE", "LEG", "LIVER", "LSPINE", "PELVIS", "PROSTATE", "SHOULDER", "SPINE", "SSPINE", "THIGH",
+    "TSPINE", "UTERUS", "WRIST",
+}  # fmt: skip
 
 
 def reason_to_pass_by(paths: Sequence[Path]) -> str | None:
@@ -75,6 +87,12 @@ def _kind(dataset: Any) -> str | None:
     names = " ".join(str(dataset.get(name) or "") for name in ("SeriesDescription", "ProtocolName"))
     if types & {"LOCALIZER", "SCOUT", "SURVEY"} or _LOCALISER.search(names):
         return "a localiser"
+    part = str(dataset.get("BodyPartExamined") or "").strip().upper()
+    if part in _OTHER_PARTS:
+        return f"not a head (BodyPartExamined is {part})"
+    other = _OTHER_CONTRAST.search(names)
+    if other and not _T1.search(names):
+        return f"named {other.group(1).upper()}, another contrast than T1w"
     return None
 
 

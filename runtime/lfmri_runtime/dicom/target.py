@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage, MRImageStorage
 
 from lfmri_runtime.bundle import Bundle
+from lfmri_runtime.consistency import warning
 from lfmri_runtime.dicom.encoding import Encoding
 from lfmri_runtime.dicom.identity import SCHEME, SOURCE_IMAGE, code, derived_uid, equipment
 from lfmri_runtime.dicom.planes import RETIRED
@@ -116,6 +117,9 @@ class Target:
         text = f"{self.label}{self.product.suffix}"
         before = str(first.get("SeriesDescription") or "").strip()[: 63 - len(text)].strip()
         dataset.SeriesDescription = f"{before} {text}".strip()
+        warned = warning(self.report["consistency"])
+        if warned is not None:  # whoever looks at the series in an archive has no sidecar
+            dataset.ImageComments = "; ".join(filter(None, (str(source.get("ImageComments") or ""), warned)))[:10240]
         if str(source.get("BurnedInAnnotation") or "") != "YES":
             dataset.BurnedInAnnotation = "NO"
         contributors = [*(dataset.get("ContributingEquipmentSequence") or []), equipment(self.bundle)]
