@@ -1,5 +1,6 @@
 """`lfmri benchmark`: which slices, what is kept and resumed, the tables, the figure, the page, wrong inputs."""
 
+import ast
 import contextlib
 import csv
 import html.parser
@@ -11,7 +12,9 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,18 +34,18 @@ from lfmri_runtime.page.article import Section, Table, write_article
 from lfmri_runtime.page.pictures import colour_table
 from lfmri_trainer.baselines.fitted import load_arrays, save_arrays
 from lfmri_trainer.baselines.interpolation import Interpolation
-from lfmri_trainer.benchmark import calibration, results
+from lfmri_trainer.benchmark import calibration, consistency, enhanced, results, unaltered
 from lfmri_trainer.benchmark.cases import choose_sets, open_cases
-from lfmri_trainer.benchmark.consistency import DIAMETERS, SPHERES, STRENGTHS
+from lfmri_trainer.benchmark.consistency import DIAMETERS, SPHERES, STRENGTHS, Checked
 from lfmri_trainer.benchmark.figure import LARGEST_ERROR, LINE, MARGIN, WIDTH, draw_figure
-from lfmri_trainer.benchmark.provenance import command_line, commit, maker
+from lfmri_trainer.benchmark.provenance import command_line, commit, hashes, maker
 from lfmri_trainer.benchmark.quick import SLICES
-from lfmri_trainer.benchmark.results import Result
+from lfmri_trainer.benchmark.results import Result, code_hash
 from lfmri_trainer.benchmark.run import Scan, SetResults
 from lfmri_trainer.benchmark.tables import subject_table
-from lfmri_trainer.calibration import SAMPLES
+from lfmri_trainer.calibration import SAMPLES, Crossings
 from lfmri_trainer.network.presets import build_network
-from lfmri_trainer.simulation.pairs import read_pairs, subject_path, write_pairs, write_volume
+from lfmri_trainer.simulation.pairs import read_pairs, read_volume, subject_path, write_pairs, write_volume
 
 from .bundles import MakeBundle, contract
 from .training_fixtures import SIDE, tiny_settings, write_tiny_pairs
@@ -114,6 +117,31 @@ def test_slices_are_shared_out_and_spread(pairs: Path) -> None:
     (case,) = open_cases(pairs, ood, contract().processing)
     assert 20 < len(case.request.indices) < SIDE, "all that the mask fills, no more than there are"
     assert len(set(case.request.indices)) == len(case.request.indices)
+
+
+def test_a_case_is_another_when_the_head_that_it_is_scored_against_changes(tmp_path: Path) -> None:
+    folder = write_tiny_pairs(tmp_path / "pairs", (("s5", "test", "A"),))
+    (row,) = read_pairs(folder)
+    brain, affine = read_volume(subject_path(folder, "s5", "brain"))
+
+    def described(anatomy: str) -> tuple[str, list[str]]:
+        (chosen,) = choose_sets([replace(row, anatomy=anatomy)], [("InD", "tiny", 3)])
+        (case,) = open_cases(folder, chosen, contract().processing)
+        scored = Scan(pair=case.pair, identity=case.identity, picture=case.reference[0])
+        told = hashes(folder, open_bundle(), [SetResults(test_set=chosen, scans=(scored,), results={})])
+        return case.identity, [name for name, _ in told]
+
+    alone, names = described("brain")
+    assert names[2:] == ["s5-A, low field", "s5, brain", "s5, mask"]
+    assert described("head") == (alone, names), "without a head the brain is the reference"
+    found = []
+    for bright in (60, 120):
+        write_volume(subject_path(folder, "s5", "head"), np.where(brain > 0, brain, np.float32(bright)), affine)
+        assert described("brain") == (alone, names), "a head takes no part in it"
+        identity, told = described("head")
+        assert told == [*names, "s5, head"]
+        found.append(identity)
+    assert len({alone, *found}) == 3
 
 
 def test_with_fewer_slices_than_scans_each_gives_one(pairs: Path) -> None:
@@ -437,6 +465,69 @@ def test_results_of_another_method_or_another_scan_are_not_taken_over(
     path = next((out / "results" / "OOD" / "interpolation").iterdir())
     path.write_bytes(path.read_bytes()[:100])
     assert run([*arguments, "--out", str(out), "--resume", "--ind-slices", "6"]) == 3
+
+
+def test_numbers_that_other_code_gave_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def noting(name: str, result: object) -> Any:
+        def measure(*_: object, **__: object) -> object:
+            measured.append(name)
+            return result
+
+        return measure
+
+    opened = SimpleNamespace(x_1=None, thickness=3.0, check=lambda *_, **__: SimpleNamespace(largest=7.0))
+    checked = Checked(set_name="InD", pair="p", clean=7.0, altered=np.zeros((1, 1, 1)), near=np.ones((1, 1, 1), bool))
+    line = np.full((1, 1, 4), 0.5, np.float32)
+    crossed = Crossings(indices=(np.arange(1), np.arange(1)), mean=line, std=line, truth=line)
+    monkeypatch.setattr(unaltered, "EnhancedScan", SimpleNamespace(of=noting("unaltered", opened)))
+    monkeypatch.setattr(consistency, "_check", noting("consistency", checked))
+    monkeypatch.setattr(calibration, "crossings", noting("uncertainty", crossed))
+    scan: Any = SimpleNamespace(identity="s", pair=SimpleNamespace(pair="p"))
+    bundle: Any = SimpleNamespace(sha256="b", contract=SimpleNamespace(processing=None, source_std=1.0))
+    enhancer: Any = SimpleNamespace(bundle=bundle)
+    unused: Any = None
+
+    def ask() -> None:
+        unaltered._kept_or_made(tmp_path / "a.npz", tmp_path, enhancer, scan)
+        consistency._kept_or_made(tmp_path / "b.npz", tmp_path, enhancer, "InD", scan)
+        calibration._kept_or_made(tmp_path / "c.npz", unused, bundle, scan, unused, steps=2, samples=3)
+
+    every = ["unaltered", "consistency", "uncertainty"]
+    ask()
+    ask()
+    assert measured == every, "the same code: taken over"
+    for module in (unaltered, consistency, calibration):
+        monkeypatch.setattr(module, "_CODE", "of another version")
+    ask()
+    assert measured == every * 2
+
+
+@pytest.mark.parametrize("module", [unaltered, consistency, calibration])
+def test_the_code_of_a_number_is_all_that_it_stands_on(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = calibration.CODE if module is calibration else (module.__name__, *enhanced.CODE)
+    assert code_hash(*named) == module._CODE
+    first = "lfmri_trainer.calibration" if module is calibration else "lfmri_runtime.consistency"
+    own = {"noise", "forward", "contrast"} if module is not calibration else {"sampler", "slices"}
+    assert {module.__name__, first, *(f"lfmri_runtime.{name}" for name in own)} <= set(named)
+    read = Path.read_bytes
+    for name in named:
+        file = import_module(name).__file__
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda path, file=file: read(path) + b"#" * (str(path) == file))
+            assert code_hash(*named) != module._CODE, name
+
+
+def test_what_the_check_imports_is_among_its_code() -> None:
+    waiting, seen = ["lfmri_runtime.consistency"], {"lfmri_runtime.errors"}
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        tree = ast.parse(Path(str(import_module(name).__file__)).read_text(encoding="utf-8"))
+        modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        waiting += {module for module in modules if module.startswith("lfmri_")} - seen
+    assert seen - {"lfmri_runtime.errors"} <= set(enhanced.CODE)
 
 
 def test_a_fitted_baseline_is_used_again_but_not_for_other_settings(

@@ -1,10 +1,12 @@
 """A bundle is refused before anything is loaded from it, unless every byte is the one that its contract names."""
 
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -15,6 +17,7 @@ from lfmri_runtime.contract import MAX_CONTRACT_BYTES, SCHEMA
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.files import sha256_file
+from lfmri_runtime.golden import MAX_BYTES, read_golden
 
 from .bundles import MakeBundle, arrays, change_contract, seal, seal_contract, step_graph
 
@@ -108,6 +111,10 @@ def _unknown(document: dict[str, Any]) -> None:
     document["processing"]["smoothing"] = 1
 
 
+def _nothing_verified(document: dict[str, Any]) -> None:
+    document["steps"] = []
+
+
 def _no_step(document: dict[str, Any]) -> None:
     del document["files"]["step.onnx"]
 
@@ -118,6 +125,7 @@ def _no_step(document: dict[str, Any]) -> None:
     [
         (_newer, f"has schema {SCHEMA + 1}; this lfmri reads schema {SCHEMA}: update lfmri"),
         (_unknown, "the key 'smoothing' is not known"),
+        (_nothing_verified, r"contract\.json: steps is \(\); expected one or more different numbers from 1 to 1000"),
         (_no_step, "no valid entry for 'step.onnx'"),
     ],
 )
@@ -196,3 +204,35 @@ def test_bytes_that_are_no_graph_are_refused_though_their_hash_is_right(make_bun
     folder = make_bundle()
     (folder / "step.onnx").write_bytes(b"no graph")
     refused(seal(folder), "step.onnx cannot be loaded")
+
+
+def golden_refused(folder: Path, match: str) -> None:
+    bundle = open_bundle(seal(folder))
+    with pytest.raises(BundleRefused, match=match) as caught:
+        read_golden(bundle)
+    assert str(caught.value).startswith(f"{folder / 'golden.npz'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_golden_arrays_that_take_much_memory_are_refused_before_they_are_unpacked(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_bundle()
+    arrays = dict(np.load(folder / "golden.npz"))
+    large = np.zeros((MAX_BYTES // len(arrays) // 2**18 + 1, 1, 256, 256), np.float32)
+    np.savez_compressed(folder / "golden.npz", **dict.fromkeys(arrays, large))
+    assert (folder / "golden.npz").stat().st_size < MAX_BYTES / 100
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    golden_refused(folder, f"bytes unpacked, more than {MAX_BYTES}; expected x_0, y, x_1, result_1")
+
+
+def test_golden_arrays_that_are_damaged_are_refused_though_their_hash_is_right(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    place = folder / "golden.npz"
+    whole = place.read_bytes()
+    with zipfile.ZipFile(place) as packed:
+        middle = sum(entry.compress_size for entry in packed.infolist()) // 2
+    changed = [whole[:start] + b"\xff" * 64 + whole[start + 64 :] for start in (64, middle)]
+    for content in (b"no archive", b"", whole[:-10], whole[: len(whole) // 2], *changed):
+        place.write_bytes(content)
+        golden_refused(folder, r"golden\.npz: .*; expected x_0, y, x_1, .*: export it again")

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from lfmri_runtime import enhancer
 from lfmri_runtime.calibration import Calibration
-from lfmri_runtime.contract import SCHEMA, ArraySpec, Contract, Processing, decode, parse_contract, render
+from lfmri_runtime.contract import MAX_STEPS, SCHEMA, ArraySpec, Contract, Processing, decode, parse_contract, render
 from lfmri_runtime.errors import BundleRefused
 from lfmri_runtime.intensity import HighFieldStandard, LowFieldScale
 
@@ -202,6 +203,27 @@ def test_an_unknown_prediction_is_refused(prediction: str) -> None:
 @pytest.mark.parametrize("std", [0.0, -1.0, 11.0])
 def test_a_deviation_of_the_noise_is_above_zero_and_bounded(std: float) -> None:
     assert f"source_std is {std:g}; expected above 0 and at most 10" in refusal(lambda d: d.update(source_std=std))
+
+
+@pytest.mark.parametrize("steps", [[], [0], [1, 3, -1], [1, 3, 3], [3, MAX_STEPS + 1], [3, 10**300], [3] * 9999])
+def test_numbers_of_steps_that_cannot_be_checked_are_refused(steps: list[int]) -> None:
+    """With none of them nothing would be compared, and every golden check would pass."""
+    message = refusal(lambda d: d.update(steps=steps))
+    assert "contract.json: steps is (" in message
+    assert f"expected one or more different numbers from 1 to {MAX_STEPS}" in message
+
+
+def test_every_number_of_steps_that_can_be_asked_may_be_verified() -> None:
+    steps = (1, enhancer.MAX_STEPS)
+    assert parse_contract(render(replace(CONTRACT, steps=steps, default_steps=1))).steps == steps
+    assert enhancer.MAX_STEPS == MAX_STEPS
+
+
+@pytest.mark.parametrize("default", [0, 2, 10**300])
+def test_a_default_that_was_not_verified_is_refused(default: int) -> None:
+    message = refusal(lambda d: d.update(default_steps=default))
+    assert "contract.json: default_steps is " in message
+    assert "expected one of the verified (1, 3, 10)" in message
 
 
 @pytest.mark.parametrize("scale", [0, -1.5])

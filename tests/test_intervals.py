@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lfmri_trainer.benchmark.intervals import _expanded, choose_level, mean_intervals
+from lfmri_runtime.evaluation import COLUMNS
+from lfmri_trainer.baselines.interpolation import Interpolation
+from lfmri_trainer.benchmark.intervals import LEAST_CLUSTERS, _expanded, choose_level, mean_intervals
+from lfmri_trainer.benchmark.tables import Difference, difference_table, differences_csv, markdown
 
 from .training_fixtures import parameters
 
@@ -72,13 +75,32 @@ def test_the_same_seed_gives_the_same_interval_and_constants_an_empty_one() -> N
 
 
 def test_where_there_is_no_interval_its_bounds_are_not_numbers() -> None:
-    values = np.array([[1.0, 2.0, 4.0], [math.inf, 1.0, 2.0]])
-    alone = mean_intervals(values, ["a", "a", "a"])
-    assert alone[0].mean == pytest.approx(7 / 3)
+    values = np.array([[1.0, 2.0, 4.0, 3.0, 5.0], [math.inf, 1.0, 2.0, 3.0, 4.0]])
+    alone = mean_intervals(values, ["a"] * 5)
+    assert alone[0].mean == pytest.approx(3)
     assert math.isnan(alone[0].low)
-    finite, infinite = mean_intervals(values, ["a", "b", "c"])
+    finite, infinite = mean_intervals(values, list("abcde"))
     assert finite.low < finite.mean < finite.high
     assert math.isnan(infinite.high)
+
+
+def test_too_few_clusters_give_no_interval_and_the_tables_say_so() -> None:
+    """Of four, a seventh of the intervals that are called 95 % would miss the mean; the tables show none."""
+    values = 3 + np.random.default_rng(5).normal(size=(len(COLUMNS), 20))
+    enough, few = (mean_intervals(values, labels_of(n, 20 // n)) for n in (LEAST_CLUSTERS, LEAST_CLUSTERS - 1))
+    assert [i.mean for i in few] == [i.mean for i in enough]
+    assert all(math.isnan(i.low) and math.isnan(i.high) for i in few)
+    assert all(0 < i.low < i.mean < i.high for i in enough)
+    shown = []
+    for intervals in (enough, few):
+        by_key = dict(zip((column.key for column in COLUMNS), intervals, strict=True))
+        shown.append([Difference(set_name="InD", method=Interpolation(), other=Interpolation(), intervals=by_key)])
+    (certain,), (cells,) = (difference_table(each).rows for each in shown)
+    assert all(strong for _, strong in certain[1:])
+    means = [f"{i.mean:+.{column.decimals}f} [-]" for column, i in zip(COLUMNS, few, strict=True)]
+    assert cells[1:] == tuple((text, False) for text in means)
+    assert "nan" not in markdown(difference_table(shown[1]))
+    assert differences_csv(shown[1]).count(",nan,nan\n") == len(COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +109,7 @@ def test_where_there_is_no_interval_its_bounds_are_not_numbers() -> None:
         (6, 1, 6, "6 subjects are drawn anew with all their scans: it covers other people"),
         (2, 3, 6, "6 scans of 2 subjects are drawn anew: .* not other people"),
         (1, 4, 8, "8 slices of 4 scans of 1 subject are drawn anew .* neither other scans nor other people"),
+        (1, 2, 4, "4 slices of 2 scans of 1 subject: too few for an interval, which takes 5.$"),
     ],
 )
 def test_the_highest_level_with_enough_clusters_is_drawn_anew(

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from lfmri_runtime.errors import InputRefused
-from lfmri_trainer.subjects import Subject, TissuePaths, find_subjects, open_volume
+from lfmri_trainer.subjects import Subject, TissuePaths, find_subjects, open_volume, person_of
+from lfmri_trainer.synthesis.folder import synthesise_folder
 
 
 def write(path: Path, *, size: int = 4, shift: float = 0.0, flipped: bool = False) -> Path:
@@ -23,6 +24,16 @@ def write(path: Path, *, size: int = 4, shift: float = 0.0, flipped: bool = Fals
 def only(folder: Path) -> Subject:
     (subject,) = find_subjects(folder)
     return subject
+
+
+def taken(folder: Path, names: str) -> tuple[str, str, str]:
+    """Write volumes of these names as the subject anna; what is taken as brain, head and mask, by stem, "" for none."""
+    for name in names.split():
+        write(folder / "anna" / f"{name}.nii.gz")
+    subject = only(folder)
+    paths = (subject.brain, subject.head, subject.mask)
+    brain, head, mask = (path.name.removesuffix(".nii.gz") if path else "" for path in paths)
+    return brain, head, mask
 
 
 @pytest.mark.parametrize("inner", ["T1w", "."])
@@ -85,6 +96,32 @@ def test_bids_sessions_are_subjects_with_their_own_masks(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("derived", ["preproc", "enhanced"])
+def test_bids_prefers_what_fmriprep_corrected_to_the_raw_scan_and_the_raw_scan_to_others(
+    tmp_path: Path, derived: str
+) -> None:
+    raw = write(tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    made = tmp_path / "derivatives" / "x" / "sub-1" / "anat"
+    write(made / "sub-1_desc-brain_mask.nii.gz")
+    write(made / "sub-1_desc-enhanced_T1w.nii.gz")
+    other = write(made / f"sub-1_desc-{derived}_T1w.nii.gz")
+    assert only(tmp_path).head == (other if derived == "preproc" else raw)
+
+
+def test_bids_takes_the_raw_scan_where_the_corrected_one_is_not_on_the_masks_grid(tmp_path: Path) -> None:
+    raw = write(tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    write(tmp_path / "sub-1" / "anat" / "sub-1_desc-brain_mask.nii.gz")
+    write(tmp_path / "derivatives" / "x" / "sub-1" / "anat" / "sub-1_desc-preproc_T1w.nii.gz", size=5)
+    assert only(tmp_path).head == raw
+
+
+def test_bids_takes_the_first_of_two_runs_and_does_not_need_the_second(tmp_path: Path) -> None:
+    first = write(tmp_path / "sub-1" / "anat" / "sub-1_run-1_T1w.nii.gz")
+    write(tmp_path / "sub-1" / "anat" / "sub-1_desc-brain_mask.nii.gz")
+    (tmp_path / "sub-1" / "anat" / "sub-1_run-2_T1w.nii.gz").write_bytes(b"not fetched")
+    assert only(tmp_path).head == first
+
+
 def test_a_plain_folder_sorts_files_by_name_and_leaves_labels_out(tmp_path: Path) -> None:
     folder = tmp_path / "anna"
     brain, head = write(folder / "my_T1w_brain.nii.gz"), write(folder / "orig_T1w.mgz")
@@ -101,6 +138,109 @@ def test_a_tissue_word_inside_another_word_is_no_tissue(tmp_path: Path) -> None:
     assert only(tmp_path) == Subject("anna", brain, None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("names", "head"),
+    [
+        ("subject1_FLAIR subject1_T1w", "subject1_T1w"),
+        ("patient12_FLAIR patient12_T1", "patient12_T1"),
+        ("T1map T1w", "T1w"),
+        ("T1wDividedByT2w T1w_x", "T1w_x"),
+        ("c1s01_T1w c2s01_T1w mwp1s01_T1w s01_T1w", "s01_T1w"),
+        ("c1007_T1w c1007_T2w", "c1007_T1w"),
+        ("Sag3DT1w", "Sag3DT1w"),
+    ],
+)
+def test_t1w_is_a_word_of_the_name(tmp_path: Path, names: str, head: str) -> None:
+    assert taken(tmp_path, f"{names} brainmask") == ("", head, "brainmask")
+
+
+@pytest.mark.parametrize("name", ["subject1_FLAIR", "patient12_T2w", "s01_T1map"])
+def test_a_folder_of_other_contrasts_alone_is_no_subject(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputRefused, match="no subject found"):
+        taken(tmp_path, f"{name} brainmask")
+
+
+@pytest.mark.parametrize(
+    "name", ["my_T1w_brain", "t1_brain_2", "T1w_Brain", "T1wbrain", "s01_T1w_brain2mm", "s01_T1w_BrainExtractionBrain"]
+)
+def test_a_name_with_brain_as_a_word_or_behind_t1w_is_stripped(tmp_path: Path, name: str) -> None:
+    assert taken(tmp_path, name) == (name, "", "")
+
+
+def test_a_study_of_brains_is_not_taken_for_stripped(tmp_path: Path) -> None:
+    assert taken(tmp_path, "BrainStudy_07_T1w brainmask") == ("", "BrainStudy_07_T1w", "brainmask")
+
+
+@pytest.mark.parametrize(
+    ("names", "candidates"),
+    [
+        ("T1w_a T1w_b brainmask", ("T1w_a", "T1w_b", "head")),
+        ("T1w_a_brain T1w_b_brain brainmask", ("T1w_a_brain", "T1w_b_brain", "brain")),
+        ("T1w_a_brain T1w_b_brain", ("T1w_a_brain", "T1w_b_brain", "brain")),
+        ("T1w T1w_n4 T1w_brain", ("T1w", "T1w_n4", "head")),
+    ],
+)
+def test_files_that_cannot_be_told_apart_are_refused_by_name(
+    tmp_path: Path, names: str, candidates: tuple[str, str, str]
+) -> None:
+    first, second, kind = candidates
+    with pytest.raises(InputRefused, match=rf"{first}\.nii\.gz, {second}\.nii\.gz .* {kind}; expected one .*; move"):
+        taken(tmp_path, names)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "mask",
+        "mask_1mm",
+        "mask_brain",
+        "brainmask_fs",
+        "sub-anna_desc-brain_mask",
+        "s01_mask",
+        "s01_T1wmask",
+        "s01_T1w_brain_mask_v2",
+        "s01_T1w_brain_1mm_mask",
+        "s01_T1wbrainmask_v2",
+        "s01_T1w_bet_mask",
+        "s01_T1w_biascorr_bet_mask",
+        "s01_T1w_BrainExtractionMask",
+        "Anna-mask",
+    ],
+)
+def test_a_mask_that_names_the_brain_or_nothing_else_is_the_brains(tmp_path: Path, mask: str) -> None:
+    assert taken(tmp_path, f"s01_T1w {mask} a_lesion_mask") == ("", "s01_T1w", mask)
+
+
+@pytest.mark.parametrize(
+    "mask", ["lesion_mask", "s01_brain_lesion_mask", "BrainStudy_07_lesion_mask", "T1w_pydeface_mask", "T1w_masked"]
+)
+def test_another_mask_is_refused_beside_a_head_and_ignored_beside_a_brain(tmp_path: Path, mask: str) -> None:
+    with pytest.raises(InputRefused, match=rf"{mask}\.nii\.gz: .*not the brain's .*brain\*mask.* beside T1w\.nii\.gz"):
+        taken(tmp_path, f"T1w {mask}")
+    assert taken(tmp_path, "T1w_brain") == ("T1w_brain", "T1w", "")
+
+
+@pytest.mark.parametrize("head", ["s01_T1_defaced", "s01_T1w_defaced"])
+def test_a_word_behind_t1w_does_not_say_whose_a_mask_is(tmp_path: Path, head: str) -> None:
+    with pytest.raises(InputRefused, match=r"s01_defaced_mask\.nii\.gz: .*not the brain's"):
+        taken(tmp_path, f"{head} s01_defaced_mask")
+
+
+@pytest.mark.parametrize("hidden", [".ab12.tmp.T1w_brain", "._T1w_brain"])
+def test_hidden_files_are_no_volumes(tmp_path: Path, hidden: str) -> None:
+    assert taken(tmp_path, f"{hidden} T1w_brain") == ("T1w_brain", "", "")
+    with pytest.raises(InputRefused, match="no label map found"):
+        synthesise_folder(write(tmp_path / "labels" / f"{hidden}.nii.gz").parent, tmp_path / "out")
+
+
+def test_hidden_files_are_no_derivatives(tmp_path: Path) -> None:
+    write(tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    made = tmp_path / "derivatives" / "x" / "sub-1" / "anat"
+    write(made / "._sub-1_desc-brain_mask.nii.gz")
+    mask = write(made / "sub-1_desc-brain_mask.nii.gz")
+    assert only(tmp_path).mask == mask
+
+
 def test_the_head_on_the_masks_grid_is_preferred(tmp_path: Path) -> None:
     write(tmp_path / "anna" / "T1w_head_a_large.nii.gz", size=6)
     write(tmp_path / "anna" / "T1w_head_b_shifted.nii.gz", shift=0.01)
@@ -112,6 +252,7 @@ def test_the_head_on_the_masks_grid_is_preferred(tmp_path: Path) -> None:
 def test_a_brain_mask_is_preferred_to_another_mask(tmp_path: Path) -> None:
     write(tmp_path / "anna" / "T1w.nii.gz")
     write(tmp_path / "anna" / "a_lesion_mask.nii.gz")
+    write(tmp_path / "anna" / "T1w_mask.nii.gz")
     mask = write(tmp_path / "anna" / "brainmask.nii.gz")
     assert only(tmp_path).mask == mask
 
@@ -166,3 +307,31 @@ def test_open_volume_refuses_a_4d_volume(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 3), np.float32), np.eye(4)), tmp_path / "four.nii.gz")
     with pytest.raises(InputRefused, match=r"four\.nii\.gz.*3-D"):
         open_volume(tmp_path / "four.nii.gz")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_open_volume_refuses_an_affine_that_is_not_finite(tmp_path: Path, value: float) -> None:
+    path = write(tmp_path / "broken.nii")
+    content = bytearray(path.read_bytes())
+    content[280:284] = np.float32(value).tobytes()  # srow_x[0] of the NIfTI-1 header
+    path.write_bytes(content)
+    with pytest.raises(InputRefused, match=r"broken\.nii: NaN or infinity in the affine; .*repair"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "person"),
+    [
+        ("HCA6002236_V1_MR", "HCA6002236"),
+        ("HCA6002236_V2_MR", "HCA6002236"),
+        ("HCA6002236_V2_MR_copy-1", "HCA6002236"),
+        ("OAS1_0061_MR1", "OAS1_0061"),
+        ("OAS2_0061_MR2", "OAS2_0061"),
+        ("OAS30001_MR_d0129", "OAS30001"),
+        ("sub-1_ses-2_copy-3", "sub-1"),
+        ("hospital_MR001", "hospital_MR001"),
+        ("volunteers_V01", "volunteers_V01"),
+    ],
+)
+def test_visits_sessions_and_copies_are_one_person(name: str, person: str) -> None:
+    assert person_of(name) == person

@@ -1,7 +1,7 @@
 """The plain PyTorch sampler on a bundle's weights: what `lfmri bench` measures every back end against.
 
-The weights are read out of step.onnx, so that a device needs no training run; a bundle that they do not reproduce is
-refused by the golden check that precedes every timing.
+The weights are read out of step.onnx, so that a device needs no training run. Where they do not reproduce the bundle,
+`lfmri bench` says that the golden check FAILED, and times them all the same; `lfmri_export.start` refuses the bundle.
 """
 
 import time

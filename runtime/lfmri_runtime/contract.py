@@ -20,6 +20,8 @@ SCHEMA = 4
 PREDICTIONS = ("x_1", "velocity")
 #: Largest standard deviation of x_0: images lie between 0 and about 1.
 MAX_SOURCE_STD = 10.0
+#: Largest number of Euler steps; no more can be asked of `lfmri enhance`.
+MAX_STEPS = 1000
 #: A contract is a few kilobytes; more than this is not one.
 MAX_CONTRACT_BYTES = 1 << 20
 
@@ -75,8 +77,9 @@ class Contract:
         precision: of the weights in step.onnx, float32 or float16.
         source_std: standard deviation of x_0 ~ N(0, source_std^2 I), on the standard scale; in (0, MAX_SOURCE_STD].
         time_grid: spacing of the Euler steps.
-        steps: numbers of steps that were verified; golden.npz holds a result for each.
-        default_steps: what `lfmri enhance` takes when nothing is asked.
+        steps: numbers of steps that were verified, different ones from 1 to MAX_STEPS, at least one; golden.npz holds a
+            result for each.
+        default_steps: what `lfmri enhance` takes when nothing is asked; one of them.
         uncertainty: what the standard deviation over samples is multiplied by, for the numbers of steps that were
             calibrated; empty where the run had no validation pairs.
         inputs: of step.onnx.
@@ -133,6 +136,18 @@ def parse_contract(text: str) -> Contract:
         raise BundleRefused(
             f"contract.json: source_std is {contract.source_std:g}; expected above 0 and at most {MAX_SOURCE_STD:g}: "
             "export again"
+        )
+    steps = contract.steps
+    # Without a number of steps the golden check would compare nothing, and pass.
+    if not steps or len(set(steps)) < len(steps) or not all(1 <= number <= MAX_STEPS for number in steps):
+        raise BundleRefused(
+            f"contract.json: steps is {shorten(steps)}; expected one or more different numbers from 1 to {MAX_STEPS}: "
+            "export again"
+        )
+    if contract.default_steps not in steps:
+        raise BundleRefused(
+            f"contract.json: default_steps is {shorten(contract.default_steps)}; expected one of the verified "
+            f"{shorten(steps)}: export again"
         )
     for number, calibration in enumerate(contract.uncertainty):
         if calibration.scale <= 0:

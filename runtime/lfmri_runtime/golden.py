@@ -1,6 +1,8 @@
 """The golden check: does a back end give on this machine what the PyTorch sampler gave where the bundle was made?"""
 
 import io
+import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -24,7 +26,7 @@ LEAST_SSIM = 0.999
 LARGEST_LPIPS_DIFFERENCE = 0.002
 #: Stands for the PSNR of identical arrays, which JSON cannot hold as infinity.
 IDENTICAL_DB = 200.0
-#: golden.npz holds a few small slices; more than this is not one.
+#: golden.npz holds a few small slices; more than this, packed or unpacked, is not one.
 MAX_BYTES = 64 << 20
 
 
@@ -77,19 +79,23 @@ def read_golden(bundle: Bundle) -> Golden:
     """Read the bundle's golden arrays; the bytes that are hashed are the bytes that are read.
 
     Raises:
-        BundleRefused: they are not those that the contract's steps ask for.
+        BundleRefused: they are not those that the contract's steps ask for, or would take too much memory.
     """
     content = bundle.read(GOLDEN)
     names = ("x_0", "y", "x_1", *(f"result_{steps}" for steps in bundle.contract.steps))
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"over {MAX_BYTES} bytes")
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            unpacked = sum(entry.file_size for entry in packed.infolist())
+        if unpacked > MAX_BYTES:
+            raise ValueError(f"{unpacked} bytes unpacked, more than {MAX_BYTES}")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in names}
         shapes = {(array.dtype, array.shape) for array in found.values()}
         if len(shapes) != 1 or found["y"].ndim != 4 or found["y"].dtype != np.float32:
             raise ValueError(f"arrays of {sorted(map(str, shapes))}")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleRefused(f"{bundle.path / GOLDEN}: {error}; expected {', '.join(names)}: export it again") from None
     results = {steps: found[f"result_{steps}"] for steps in bundle.contract.steps}
     return Golden(found["x_0"], found["y"], found["x_1"], results)

@@ -9,6 +9,7 @@ Only names and, where several files would do, headers are read here; `lfmri_trai
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 
 import nibabel as nib
@@ -25,12 +26,20 @@ AFFINE_TOLERANCE = 1e-3
 
 LAYOUTS = (
     "HCP (<id>/T1w/T1w_acpc_dc_restore_brain.nii.gz), BIDS (sub-*/[ses-*/]anat/*_T1w.nii.gz) "
-    "or plain (<id>/*T1w*.nii.gz with *brain* or *mask* files beside it)"
+    "or plain (<id>/*T1w*brain*.nii.gz, or <id>/*T1w*.nii.gz with *brain*mask*.nii.gz)"
 )
 _ENDINGS = (".nii.gz", ".nii", ".mgz")
 _LABEL_WORDS = {"aseg", "labels", "seg", "dseg", "pve", "pveseg"}
 _SEPARATORS = re.compile(r"[_\-.+ ]")
-_SAME_PERSON = re.compile("_ses-|_copy-")
+#: Where a person's name ends; visits are V1_MR in HCP Lifespan, MR1 in OASIS-1 and -2, MR_d0129 in OASIS-3 and -4.
+_SAME_PERSON = re.compile(r"_ses-|_copy-|_V\d+_MR|(?<=OAS[12]_\d{4})_MR\d|(?<=OAS\d{5})_MR_d")
+_T1W_WORDS = {"t1", "t1w"}
+#: `T1w_brain`, `T1wbrain`, and ANTs' `T1w_BrainExtractionBrain`.
+_STRIPPED = re.compile("T1w.*(?:brain|Brain$)")
+#: `brain_mask`, `T1wbrainmask`, ANTs' `BrainExtractionMask`, `bet_mask` of the tools named so; not `brain_lesion_mask`.
+_BRAIN_MASK = re.compile(r"(?:^|[\W_]|t1w?)(?:brain|bet)(?:[\W_]?extraction)?[\W_]?mask")
+#: What SPM (c1, wc1, mwc1) and CAT12 (p1, mwp1) put in front of a scan's name for its tissue maps.
+_SPM_MAP = re.compile(r"[mrsw0]*[cp]\d")
 _READ_ERRORS = (OSError, EOFError, ValueError, ImageFileError, HeaderDataError)
 
 
@@ -67,7 +76,10 @@ class Grid:
 
 
 def person_of(subject: str) -> str:
-    """Whose volume it is: the name without session (`_ses-`) and copy (`_copy-`); splits are by person."""
+    """Whose volume it is: the name without session (`_ses-`), copy (`_copy-`) and visit (HCP Lifespan, OASIS).
+
+    Splits are by person.
+    """
     return _SAME_PERSON.split(subject)[0]
 
 
@@ -87,6 +99,8 @@ def open_volume(path: Path) -> tuple[SpatialImage, Grid]:
         raise InputRefused(f"{path}: an image without a grid; expected a 3-D NIfTI or MGH volume; convert it")
     if len(image.shape) != 3:
         raise InputRefused(f"{path}: shape {image.shape}; expected a 3-D volume; save the one volume to use")
+    if not np.isfinite(image.affine).all():
+        raise InputRefused(f"{path}: NaN or infinity in the affine; expected voxels to mm; repair the header")
     orientation = io_orientation(image.affine)  # type: ignore[no-untyped-call]
     if np.isnan(orientation).any():
         raise InputRefused(f"{path}: a singular affine; expected voxels to mm; repair the header")
@@ -107,7 +121,8 @@ def find_subjects(folder: Path) -> list[Subject]:
         At least one subject, each with a brain or a head.
 
     Raises:
-        InputRefused: The folder is missing, holds no subject, or a header that is needed to choose is broken.
+        InputRefused: The folder is missing, holds no subject, a header that is needed to choose is broken, or the
+            names in a plain folder leave open which file is the brain, the head or its mask.
     """
     if not folder.is_dir():
         raise InputRefused(f"{folder}: no such folder; expected a folder of subjects: {LAYOUTS}")
@@ -156,9 +171,11 @@ def _bids_session(subject: str, folder: Path, derived: Sequence[Path]) -> list[S
         return []
     brains = [path for path in t1w if "_desc-brain_" in path.name]
     masks = [path for path in files if _stem(path).endswith("_desc-brain_mask")]
-    heads = [path for path in t1w if path not in brains]
+    # What fMRIPrep has bias-corrected, then the raw scan, then derivatives of any kind: enhanced ones are no reference.
+    heads = sorted((path for path in t1w if path not in brains), key=lambda path: "_desc-preproc_" not in path.name)
     maps = _tissue([path for path in files if _stem(path).endswith("_probseg")])
-    return [_choose("_".join(filter(None, (subject, session))), brains, heads, masks, maps)]
+    # Several are runs of one scan here, and any of them will do.
+    return [_choose("_".join(filter(None, (subject, session))), brains, heads, masks, maps, any_will_do=True)]
 
 
 def _belongs(path: Path, subject: str, session: str | None) -> bool:
@@ -172,31 +189,79 @@ def _belongs(path: Path, subject: str, session: str | None) -> bool:
 def _plain(folder: Path, name: str) -> list[Subject]:
     maps = [path for path in _volumes(folder) if _words(path) & {"gm", "wm", "csf"}]
     files = [path for path in _volumes(folder) if path not in maps]
-    masks = sorted((path for path in files if "mask" in path.name.lower()), key=_brain_first)
-    t1w = [path for path in files if "t1" in path.name.lower() and path not in masks]
-    brains = [path for path in t1w if "brain" in path.name.lower()]
+    any_masks = [path for path in files if "mask" in path.name.lower()]
+    t1w = [path for path in files if _is_t1w(path) and path not in any_masks and not _is_spm_map(path, files)]
+    if not t1w:
+        return []
+    brains = [path for path in t1w if "brain" in _words(path) or _STRIPPED.search(_stem(path))]
     heads = [path for path in t1w if path not in brains]
-    return [_choose(name, brains, heads, masks, _tissue(maps))] if t1w else []
+    own = _own_words(name, t1w)
+    masks = sorted((path for path in any_masks if _is_brain_mask(path, own)), key=_brain_first)
+    if any_masks and not masks and not brains:
+        raise InputRefused(
+            f"{any_masks[0]}: by its name not the brain's mask; expected *brain*mask*.nii.gz beside {heads[0].name}; "
+            "make a brain mask, or rename this one where it is one"
+        )
+    return [_choose(name, brains, heads, masks, _tissue(maps), any_will_do=False)]
+
+
+def _is_t1w(path: Path) -> bool:
+    """Say whether a name says T1w: as a word of any case, or joined but written so; the T1w/T2w ratio is none."""
+    stem = _stem(path)
+    return bool(_words(path) & _T1W_WORDS) or ("T1w" in stem and "T2w" not in stem)
+
+
+def _is_spm_map(path: Path, files: Sequence[Path]) -> bool:
+    """Say whether a name is another file's behind the prefix of tissue maps; `c1007_T1w` alone may be a person's."""
+    prefix = _SPM_MAP.match(_stem(path))
+    return prefix is not None and _stem(path)[prefix.end() :] in map(_stem, files)
+
+
+def _own_words(name: str, t1w: Sequence[Path]) -> set[str]:
+    """Collect the words that say whose files these are: the subject's name, and what stands in front of T1w."""
+    fronts = (takewhile(lambda word: word != "t1" and "t1w" not in word, _split(_stem(path))) for path in t1w)
+    return {*_split(name), *(word for front in fronts for word in front)}
+
+
+def _is_brain_mask(path: Path, own: set[str]) -> bool:
+    """Say whether a mask is the brain's: its name says so, or says nothing but whose it is and numbers (`mask_1mm`)."""
+    stem = _stem(path).lower()
+    rest = set(_split(stem.replace("mask", " "))) - own - _T1W_WORDS - {"brain", "bet", ""}
+    return bool(_BRAIN_MASK.search(stem)) or all(word[0].isdigit() for word in rest)
 
 
 def _brain_first(path: Path) -> tuple[bool, str]:
-    return "brain" not in path.name.lower(), path.name
+    return not _BRAIN_MASK.search(_stem(path).lower()), path.name
 
 
 def _choose(
-    name: str, brains: Sequence[Path], heads: Sequence[Path], masks: Sequence[Path], tissue: TissuePaths | None
+    name: str,
+    brains: Sequence[Path],
+    heads: Sequence[Path],
+    masks: Sequence[Path],
+    tissue: TissuePaths | None,
+    *,
+    any_will_do: bool,
 ) -> Subject:
-    """Take the first file of each kind, but rather one on the mask's grid (or the brain's) where there are several."""
+    """Take the first mask, and the brain and head on its grid (the head on the brain's where there is no mask)."""
     mask = masks[0] if masks else None
-    brain = _on_grid(brains, mask)
-    return Subject(name, brain, _on_grid(heads, mask or brain), mask, tissue)
+    brain = _take("brain", brains, mask, any_will_do=any_will_do)
+    return Subject(name, brain, _take("head", heads, mask or brain, any_will_do=any_will_do), mask, tissue)
 
 
-def _on_grid(paths: Sequence[Path], reference: Path | None) -> Path | None:
-    if len(paths) < 2 or reference is None:
-        return next(iter(paths), None)
-    grid = open_volume(reference)[1]
-    return next((path for path in paths if open_volume(path)[1].same(grid)), paths[0])
+def _take(kind: str, paths: Sequence[Path], reference: Path | None, *, any_will_do: bool) -> Path | None:
+    """Take the file on the reference's grid; of several the first where any will do, else InputRefused names them."""
+    if len(paths) > 1 and reference is not None:
+        grid = open_volume(reference)[1]
+        same = (path for path in paths if open_volume(path)[1].same(grid))
+        # Where none is on the grid, reading them tells which grids differ.
+        paths = list(islice(same, 1 if any_will_do else None)) or paths[:1]
+    if len(paths) > 1 and not any_will_do:
+        names = ", ".join(path.name for path in paths)
+        raise InputRefused(
+            f"{paths[0].parent}: {names} may each be the T1w {kind}; expected one of them; move the others elsewhere"
+        )
+    return next(iter(paths), None)
 
 
 def _tissue(files: Sequence[Path]) -> TissuePaths | None:
@@ -206,13 +271,18 @@ def _tissue(files: Sequence[Path]) -> TissuePaths | None:
 
 
 def _volumes(folder: Path, *, deep: bool = False) -> list[Path]:
-    """List a folder's volumes but not its label maps, sorted; none where there is no such folder."""
-    files = folder.rglob("*") if deep else folder.glob("*")
+    """List a folder's volumes, neither label maps nor hidden files, sorted; none where there is no such folder."""
+    # Hidden are what a killed worker was writing and macOS's "._" files: no volumes.
+    files = folder.rglob("[!.]*") if deep else folder.glob("[!.]*")
     return sorted(path for path in files if path.name.endswith(_ENDINGS) and not _words(path) & _LABEL_WORDS)
 
 
 def _words(path: Path) -> set[str]:
-    return set(_SEPARATORS.split(_stem(path).lower()))
+    return set(_split(_stem(path)))
+
+
+def _split(text: str) -> list[str]:
+    return _SEPARATORS.split(text.lower())
 
 
 def _stem(path: Path) -> str:

@@ -16,7 +16,7 @@ from lfmri_runtime.backends import Step, open_backend
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.calibration import calibration_of
 from lfmri_trainer.baselines.method import Progress
-from lfmri_trainer.benchmark.results import keep, kept
+from lfmri_trainer.benchmark.results import code_hash, keep, kept
 from lfmri_trainer.benchmark.run import RESULTS, Scan, SetResults, spread
 from lfmri_trainer.calibration import SLICES, coverage, crossings
 from lfmri_trainer.working import WorkingPair, working_pairs
@@ -31,6 +31,14 @@ BINS = 10
 MOST_SCANS = 4
 #: The interval whose coverage is also reported scan by scan: a mean over people may hide one whom it does not fit.
 BY_SCAN = 0.9
+#: Modules that the kept voxels stand on.
+CODE = (
+    __name__,
+    *(f"lfmri_trainer.{name}" for name in ("calibration", "dataset", "flow", "working")),
+    *(f"lfmri_runtime.{name}" for name in ("sampler", "slices")),
+    *(f"lfmri_runtime.{name}" for name in ("geometry", "orientation", "intensity", "tissue", "resample")),
+)
+_CODE = code_hash(*CODE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +148,7 @@ def _kept_or_made(
     about = {
         "bundle": bundle.sha256,
         "scan": scan.identity,
+        "code": _CODE,
         "draws": f"{steps} steps, {samples} samples, {SLICES} slices",
     }
     found = kept(path, about, "voxels")

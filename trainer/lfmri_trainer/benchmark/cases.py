@@ -21,7 +21,7 @@ from lfmri_runtime.slices import plane_normals
 from lfmri_trainer.baselines.method import Float32Array, Request
 from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.simulation.pairs import low_path, read_volume, subject_path
-from lfmri_trainer.working import WorkingPair, working_pairs
+from lfmri_trainer.working import WorkingPair, _kind, working_pairs
 
 Mask = NDArray[np.bool_]
 
@@ -103,7 +103,7 @@ def _open(folder: Path, pair: WorkingPair, processing: Processing, *, count: int
     request = Request(
         y=pair.condition.astype(np.float32), thick_axis=thick, normal=normal, indices=_spread(mask, normal, count, p)
     )
-    files = (low_path(folder, p), subject_path(folder, p.subject, "brain"), subject_path(folder, p.subject, "mask"))
+    files = (low_path(folder, p), *(subject_path(folder, p.subject, kind) for kind in kinds(folder, p)))
     described = [*(sha256_file(path) for path in files), render(processing), repr((thick, normal, request.indices))]
     return Case(
         pair=p,
@@ -112,6 +112,11 @@ def _open(folder: Path, pair: WorkingPair, processing: Processing, *, count: int
         mask=request.slices(mask),
         identity=hashlib.sha256("\n".join(described).encode()).hexdigest(),
     )
+
+
+def kinds(folder: Path, pair: PairParameters) -> tuple[str, ...]:
+    """Which of the subject's volumes the case is made of: brain and mask, and the head where that is the reference."""
+    return tuple(dict.fromkeys(("brain", "mask", _kind(folder, pair))))
 
 
 def brain_mask(folder: Path, subject: str, processing: Processing) -> Mask:

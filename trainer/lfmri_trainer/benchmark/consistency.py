@@ -18,8 +18,8 @@ from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.page.article import Section, Table
 from lfmri_trainer.baselines.method import Progress
 from lfmri_trainer.benchmark.cases import brain_mask
-from lfmri_trainer.benchmark.enhanced import EnhancedScan
-from lfmri_trainer.benchmark.results import keep, kept
+from lfmri_trainer.benchmark.enhanced import CODE, EnhancedScan
+from lfmri_trainer.benchmark.results import code_hash, keep, kept
 from lfmri_trainer.benchmark.run import RESULTS, Scan, SetResults, spread
 from lfmri_trainer.benchmark.tables import csv_text
 
@@ -34,6 +34,7 @@ STRENGTHS = (0.2, 0.4)
 SPHERES = 8
 #: The number's place may lie this far outside the sphere, mm: half of a neighbourhood and of a slice's spacing.
 NEAR_MM = 4.0
+_CODE = code_hash(__name__, *CODE)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -139,6 +140,7 @@ def _kept_or_made(path: Path, pairs: Path, enhancer: Enhancer, name: str, scan: 
     about = {
         "bundle": enhancer.bundle.sha256,
         "scan": scan.identity,
+        "code": _CODE,
         "spheres": repr((DIAMETERS, STRENGTHS, SPHERES, NEAR_MM)),
     }
     found = kept(path, about, "clean", "altered", "near")

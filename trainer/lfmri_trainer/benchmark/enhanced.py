@@ -16,6 +16,14 @@ from lfmri_trainer.simulation.pairs import low_path, read_volume
 
 Float32Array = NDArray[np.float32]
 
+#: Modules that a number of the check stands on: the check's, and what enhances the scan.
+CODE = (
+    __name__,
+    *(f"lfmri_runtime.{name}" for name in ("consistency", "contrast", "forward", "noise")),
+    *(f"lfmri_runtime.{name}" for name in ("geometry", "orientation", "intensity", "tissue", "resample")),
+    *(f"lfmri_runtime.{name}" for name in ("enhancer", "draws", "sampler", "slices")),
+)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EnhancedScan:

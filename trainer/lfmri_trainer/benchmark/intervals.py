@@ -17,8 +17,8 @@ from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.subjects import person_of
 
 CONFIDENCE = 0.95
-#: Fewer clusters than this say too little of how they vary. Of so many, 91 % of the intervals hold the true mean;
-#: of ten, 94 % (Gaussian clusters, simulated).
+#: Fewer clusters than this say too little of how they vary, and give no interval: of two to four, 51 to 87 % would hold
+#: the true mean. Of five, 91 % of the intervals do; of ten, 94 % (Gaussian clusters, simulated).
 LEAST_CLUSTERS = 5
 RESAMPLES = 4_999
 #: Resamples that are in memory at once.
@@ -42,7 +42,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean and its confidence interval; NaN bounds where a value is not finite or there is but one cluster."""
+    """A mean and its confidence interval; NaN bounds where a value is not finite, or of fewer than LEAST_CLUSTERS."""
 
     mean: float
     low: float
@@ -66,10 +66,13 @@ def choose_level(pairs: Sequence[PairParameters], indices: Sequence[int]) -> Lev
             covers=f"{m} scans of {people} are drawn anew: it covers other draws of contrast and noise of the same "
             "heads, not other people.",
         )
+    place = f"{len(slices)} slice{'s' if len(slices) > 1 else ''} of {m} scan{'s' if m > 1 else ''} of {people}"
+    if len(slices) < LEAST_CLUSTERS:
+        return Level(labels=slices, covers=f"{place}: too few for an interval, which takes {LEAST_CLUSTERS}.")
     return Level(
         labels=slices,
-        covers=f"{len(slices)} slices of {m} scan{'s' if m > 1 else ''} of {people} are drawn anew as if they were "
-        "independent: it covers other slices of the same scans, neither other scans nor other people.",
+        covers=f"{place} are drawn anew as if they were independent: it covers other slices of the same scans, neither "
+        "other scans nor other people.",
     )
 
 
@@ -89,7 +92,7 @@ def mean_intervals(values: FloatArray, labels: Sequence[str], *, seed: int = 0) 
     means = values.mean(axis=1)
     usable = np.isfinite(values).all(axis=1)
     low, high = np.full((2, len(values)), math.nan)
-    if len(counts) > 1 and usable.any():
+    if len(counts) >= LEAST_CLUSTERS and usable.any():
         sums = np.stack([np.bincount(cluster, weights=row) for row in values[usable]])
         found = bootstrap(
             (sums, np.broadcast_to(counts, sums.shape)),

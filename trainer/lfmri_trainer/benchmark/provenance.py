@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lfmri_runtime.bundle import Bundle
 from lfmri_runtime.files import sha256_file
+from lfmri_trainer.benchmark.cases import kinds
 from lfmri_trainer.benchmark.run import SetResults
 from lfmri_trainer.simulation.pairs import TABLE, low_path, subject_path
 
@@ -56,7 +57,7 @@ def hashes(pairs: Path, bundle: Bundle, every: Sequence[SetResults]) -> list[tup
     for results in every:
         for scan in results.scans:
             found[f"{scan.pair.pair}, low field"] = low_path(pairs, scan.pair)
-            for kind in ("brain", "mask"):
+            for kind in kinds(pairs, scan.pair):
                 found[f"{scan.pair.subject}, {kind}"] = subject_path(pairs, scan.pair.subject, kind)
     shown = [(name, sha256_file(path)[:_SHOWN]) for name, path in found.items()]
     return [(f"bundle {bundle.contract.name} {bundle.contract.version}", bundle.sha256[:_SHOWN]), *shown]

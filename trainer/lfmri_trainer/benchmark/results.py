@@ -3,9 +3,11 @@
 OUT/results/<set>/<method>/<pair>.npz    scores, indices, seconds, the middle slice; plain arrays, and what made them
 """
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,15 @@ def kept(path: Path, about: Mapping[str, str], *names: str) -> tuple[list[NDArra
         reason = str(error).splitlines()[0]
         raise InputRefused(f"{path}: {reason}; expected a result of this benchmark: remove it and resume") from None
     return (values, found) if same else None
+
+
+def code_hash(*modules: str) -> str:
+    """SHA-256 of the source of modules, by name: what other code made is not what this one would make.
+
+    Take it on import: a file may change while a long benchmark still runs what was read before.
+    """
+    sources = [Path(str(import_module(name).__file__)).read_bytes() for name in modules]
+    return hashlib.sha256("\n".join(hashlib.sha256(source).hexdigest() for source in sources).encode()).hexdigest()
 
 
 def keep(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,7 +102,7 @@ def subject_table(results: SetResults, methods: Sequence[Method]) -> Table:
 
 
 def difference_table(found: Sequence[Difference]) -> Table:
-    """Mean difference and interval; strong where the interval excludes zero."""
+    """Mean difference and interval; strong where the interval excludes zero, [-] where there is none."""
     rows = []
     for difference in found:
         cells = [_interval_cell(column, difference.intervals[column.key]) for column in COLUMNS]
@@ -111,6 +112,8 @@ def difference_table(found: Sequence[Difference]) -> Table:
 
 def _interval_cell(column: Column, interval: Interval) -> tuple[str, bool]:
     mean, low, high = (f"{value:+.{column.decimals}f}" for value in (interval.mean, interval.low, interval.high))
+    if math.isnan(interval.low):
+        return f"{mean} [-]", False
     return f"{mean} [{low}, {high}]", interval.low > 0 or interval.high < 0
 
 

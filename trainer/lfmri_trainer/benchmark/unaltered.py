@@ -15,12 +15,13 @@ from lfmri_runtime.consistency import THRESHOLD
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.page.article import Section, Table
 from lfmri_trainer.baselines.method import Progress
-from lfmri_trainer.benchmark.enhanced import EnhancedScan
-from lfmri_trainer.benchmark.results import keep, kept
+from lfmri_trainer.benchmark.enhanced import CODE, EnhancedScan
+from lfmri_trainer.benchmark.results import code_hash, keep, kept
 from lfmri_trainer.benchmark.run import RESULTS, Scan, SetResults, spread
 
 #: Scans of a set that are looked at, evenly spread over its list: a minute each on two cores.
 MOST_SCANS = 4
+_CODE = code_hash(__name__, *CODE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def measure(
 
 
 def _kept_or_made(path: Path, pairs: Path, enhancer: Enhancer, scan: Scan) -> tuple[float, float]:
-    about = {"bundle": enhancer.bundle.sha256, "scan": scan.identity}
+    about = {"bundle": enhancer.bundle.sha256, "scan": scan.identity, "code": _CODE}
     found = kept(path, about, "known", "assumed")
     if found is not None:
         known, assumed = found[0]

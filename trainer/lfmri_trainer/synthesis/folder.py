@@ -52,7 +52,7 @@ def synthesise_folder(
         InputRefused: no label map, one that cannot be used, or a subject that another seed or map made; one without
             a record is taken as it is.
     """
-    found = {_name(path): path for path in sorted(maps.glob("*")) if path.name.endswith(ENDINGS)}
+    found = {_name(path): path for path in sorted(maps.glob("[!.]*")) if path.name.endswith(ENDINGS)}
     if not found:
         raise InputRefused(f"{maps}: no label map found; expected files that end in {', '.join(ENDINGS)}")
     missing = {name: path for name, path in found.items() if not _complete(out / name, path, seed)}
