@@ -1,5 +1,6 @@
 """What every console surface shares."""
 
+import errno
 import json
 import os
 import signal
@@ -101,6 +102,8 @@ def test_what_a_configuration_leaves_out_has_its_default(tmp_path: Path) -> None
         ('[output]\nlabel = "' + "x" * 41 + '"', "1 to 40 printable ASCII"),
         ("[output]\nuncertainty = true", "model.samples of at least 2"),
         ('[[dicom.peers]]\ntitle = "A"', "'address' is missing"),
+        ('[[dicom.destinations]]\ntitle = "A"\naddress = "b"\nport = 0', "'A' in dicom.destinations is 0; expected 1"),
+        ('[[dicom.destinations]]\ntitle = "A"\naddress = "b"\nport = 70000', "is 70000; expected 1 to 65535"),
         ("[mrd", "is not TOML"),
         ("x = " + "[" * 5000, "is not TOML"),
     ],
@@ -169,6 +172,27 @@ def test_an_audit_log_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         AuditLog(tmp_path)
     with pytest.raises(TryAgainLater, match="No space left"):
         AuditLog(Path("/dev/full")).record("e", {})
+
+
+def test_half_a_line_takes_no_later_one_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    log.record("ready", {})
+    write = os.write
+    pieces = iter([20])
+
+    def short(file: int, content: bytes) -> int:
+        for most in pieces:
+            return write(file, content[:most])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lfmri_runtime.console.journal.os.write", short)
+        with pytest.raises(TryAgainLater, match="No space left"):
+            log.record("sent", {"source": "1.2"})
+    assert log.trouble() is None
+    log.record("sent", {"source": "1.3"})
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["ready", "resumed", "sent"]
 
 
 def fill(log: AuditLog) -> Callable[[], None]:

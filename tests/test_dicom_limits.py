@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from cryptography import x509
@@ -17,13 +18,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import DicomPeer, DicomSettings
+from lfmri_runtime.dicom.series import read_series
 from lfmri_runtime.dicomnode import limits, receiving
 from lfmri_runtime.dicomnode.peers import Peers, check_title, plain
 from lfmri_runtime.dicomnode.receiving import Receiver
 from lfmri_runtime.dicomnode.sending import Sender, folder_of
 from lfmri_runtime.dicomnode.spool import Spool
 from lfmri_runtime.dicomnode.tls import contexts
-from lfmri_runtime.errors import TryAgainLater, UsageError
+from lfmri_runtime.errors import InputRefused, TryAgainLater, UsageError
 
 from .dicom_nodes import ARCHIVE, CONSOLE, NODE, Archive, associate, free_port, send, wait_until
 from .dicoms import classic
@@ -356,3 +358,15 @@ def test_certificates_that_do_not_fit_are_a_usage_error(tmp_path: Path, ours: Au
         with pytest.raises(UsageError, match="PEM files that belong together"):
             contexts(DicomSettings(**{**vars(good), **wrong}))
     assert contexts(DicomSettings()) is None
+
+
+# ---- pixels
+
+
+def test_pixels_that_do_not_lie_in_the_lowest_bits_are_refused(tmp_path: Path) -> None:
+    def left(ds: pydicom.Dataset, k: int) -> None:
+        ds.PixelRepresentation, ds.BitsStored, ds.HighBit = 0, 12, 15
+        ds.PixelData = (np.frombuffer(ds.PixelData, np.uint16) << 4).tobytes()
+
+    with pytest.raises(InputRefused, match=r"12 bits with HighBit 15; expected BitsStored - 1"):
+        read_series(classic(tmp_path, change=left))

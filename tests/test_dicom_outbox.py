@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from lfmri_runtime.console import interruptions
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ConsoleSettings, DicomPeer, DicomSettings, ModelSettings, OutputSettings
 from lfmri_runtime.console.station import Station
+from lfmri_runtime.console.waits import LONGEST_WAIT_SECONDS, Refusals
 from lfmri_runtime.dicomnode import spool as spools
 from lfmri_runtime.dicomnode.loop import Loop
-from lfmri_runtime.dicomnode.sending import LONGEST_WAIT_SECONDS, Refusals, Sender, folder_of, keep_answers
+from lfmri_runtime.dicomnode.sending import Sender, folder_of, keep_answers
 from lfmri_runtime.dicomnode.spool import INTERRUPTIONS, KEEP_SECONDS, Spool, key
 from lfmri_runtime.dicomnode.working import Worker
 from lfmri_runtime.errors import TryAgainLater, UsageError
@@ -64,8 +66,10 @@ class Bench:
             uid = str(pydicom.dcmread(path).SOPInstanceUID)
             self.spool.accept(copy, series=key(series), instance=key(uid))
 
-    def work(self) -> None:
+    def work(self, *, hurry: bool = True) -> None:
         time.sleep(1e-3)
+        for refusals in self.worker._waits.values() if hurry else ():
+            refusals.due = 0.0
         self.worker._round()
 
     def send(self, *, rounds: int = 1) -> None:
@@ -355,10 +359,53 @@ def test_a_series_for_which_there_is_no_memory_now_holds_up_no_other(
         for _ in range(interruptions.MOST + 1):
             with pytest.raises(TryAgainLater, match="too little free memory"):
                 bench.work()
-    assert bench.state("working") == [key("large")]
-    assert [name.split("-")[-1] for name in bench.state("outbox")] == [key("small")]
+        bench.receive(slices(tmp_path, 0, shape=large), "large")  # by an operator who has waited long enough
+        bench.receive(slices(tmp_path, 2), "next")
+        with pytest.raises(TryAgainLater, match="too little free memory"):
+            bench.work()
+    assert bench.state("working") == bench.state("incoming") == [key("large")]
+    assert {name.split("-")[-1] for name in bench.state("outbox")} == {key("small"), key("next")}
     bench.work()
-    assert bench.state("working") == []
+    bench.work()
+    assert bench.state("working") == bench.state("incoming") == []
+
+
+def test_a_series_that_never_fits_fills_no_journal(
+    tmp_path: Path, make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise TryAgainLater("too little free memory")
+
+    bench = make(free_port())
+    bench.receive(slices(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Station, "enhance", never)
+        tries = 0
+        for number in range(50):
+            try:
+                bench.work(hurry=number == 25)
+            except TryAgainLater:
+                tries += 1
+    assert tries == 2
+    assert len(bench.events.of("received")) == 1
+    assert bench.state("working") == [key(SERIES)]
+    bench.work()
+    bench.receive(slices(tmp_path))
+    bench.work()
+    assert len(bench.events.of("received")) == 2
+    assert bench.worker._waits == {}
+
+
+def test_a_series_that_somebody_removes_holds_up_no_other(tmp_path: Path, make: MakeBench) -> None:
+    bench = make(free_port())
+    for number, name in enumerate(("removed", "other")):
+        bench.receive(slices(tmp_path, number), name)
+    shutil.rmtree(bench.spool.root / "incoming" / key("removed"))
+    bench.work()
+    assert [name.split("-")[-1] for name in bench.state("outbox")] == [key("other")]
+    bench.receive(slices(tmp_path, 0), "removed")
+    bench.work()
+    assert len(bench.state("outbox")) == 2
 
 
 def test_what_another_user_left_in_the_outbox_does_not_refuse_the_spool(
@@ -542,7 +589,7 @@ def test_an_answer_is_kept_for_who_waits_for_it() -> None:
 def test_waits_double_up_to_their_cap() -> None:
     refusals = Refusals()
     waits = []
-    for _ in range(40):
+    for _ in range(1100):  # days of outage; 2.0**1024 is no float
         refusals.add(5.0)
         waits.append(round(refusals.due - time.monotonic()))
     assert waits[:7] == [5, 10, 20, 40, 80, 160, LONGEST_WAIT_SECONDS]
@@ -609,6 +656,7 @@ def test_a_delay_that_the_audit_log_cannot_hold_stops_no_thread(monkeypatch: pyt
         (["--dicom", "127.0.0.1:11112", "--spool", "s"], "dicom.destinations is empty"),
         (["--dicom", "127.0.0.1:11112", "--destination", "PACS"], "expected TITLE@HOST:PORT"),
         (["--dicom", "127.0.0.1:11112", "--destination", "PACS@host"], "ADDRESS:PORT"),
+        (["--dicom", "127.0.0.1:11112", "--spool", "s", "--destination", "P@h:0"], "is 0; expected 1 to 65535"),
         (["--dicom", "127.0.0.1:11112", "--peer", "10.0.0.1"], "expected TITLE@ADDRESS"),
         (["--dicom", "127.0.0.1:11112", "--spool", "s", "--destination", "P@h:1", "--title", "X" * 17], "1 to 16"),
     ],

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -100,7 +101,9 @@ class Folders:
     def drop(self, source: Path, name: str | None = None) -> Path:
         return shutil.copy(source, self.input / (name or source.name))
 
-    def look(self, times: int = 2) -> list[work.Result]:
+    def look(self, times: int = 2, *, hurry: bool = True) -> list[work.Result]:
+        for refusals in self.watcher._waits.values() if hurry else ():
+            refusals.due = 0.0
         return [result for _ in range(times) for result in self.watcher.look()]
 
     def reason(self, name: str) -> str:
@@ -465,6 +468,32 @@ def test_a_scan_on_which_the_device_fails_again_and_again_is_given_up(
     assert tree(folders.input) == {"failed/scan.nii.gz", "failed/scan.nii.gz.reason.txt", "done/waits.nii.gz"}
 
 
+def test_a_scan_that_never_fits_fills_no_journal(
+    folders: Folders, scan: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise TryAgainLater("too little free memory")
+
+    folders.drop(scan)
+    folders.look(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Station, "enhance", never)
+        tries = 0
+        for number in range(50):
+            try:
+                folders.look(1, hurry=number == 25)
+            except TryAgainLater:
+                tries += 1
+    assert tries == 2
+    assert recorder.names() == ["received"]
+    assert tree(folders.input) == {"scan.nii.gz"}
+    folders.look()
+    folders.drop(scan, "again.nii.gz")
+    folders.look()
+    assert recorder.names() == 2 * ["received", "enhanced", "sent"]
+    assert folders.watcher._waits == {}
+
+
 @pytest.mark.parametrize("name", ["done", "failed"])
 def test_folders_of_originals_may_be_cleared_away(folders: Folders, scan: Path, recorder: Recorder, name: str) -> None:
     folders.look(1)
@@ -712,6 +741,58 @@ def test_a_surface_whose_folder_is_gone_is_in_trouble(surface: FolderSurface, fo
     shutil.rmtree(folders.input)
     wait_for(surface.trouble)
     assert "No such file" in str(surface.trouble())
+
+
+def refuses(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, name: str) -> None:
+    """Let a method of one path be refused, as to another user: the tests may run as root."""
+    real = getattr(owner, method)
+
+    def denied(path: Any, *arguments: Any, **named: Any) -> Any:
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(owner, method, denied)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "said"),
+    [
+        (Path, "rename", "an item cannot be moved (Permission denied); check its rights"),
+        (os, "scandir", "an item cannot be read (Permission denied); check its rights"),
+    ],
+)
+def test_another_users_folder_is_said_once_and_holds_up_no_other(
+    folders: Folders,
+    station: Station,
+    scan: Path,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    method: str,
+    said: str,
+) -> None:
+    (folders.input / "DOE").mkdir()
+    (folders.input / "DOE" / "1.dcm").write_bytes(b"x")
+    os.utime(folders.input / "DOE" / "1.dcm", (1e9, 1e9))
+    os.utime(folders.input / "DOE", (1e9, 1e9))  # the older one comes first
+    refuses(monkeypatch, owner, method, "DOE")
+    folders.drop(scan)
+    with pytest.raises(TryAgainLater, match=re.escape(said)):
+        folders.look()  # twice, as `watch --once` does
+    assert "done/scan.nii.gz" in tree(folders.input)
+    recorder.events.clear()
+    folders.spool.close()
+    surface = FolderSurface(folders.settings, station)
+    folders.drop(scan, "next.nii.gz")
+    surface.start()
+    wait_for(lambda: {"sent", "delayed"} <= set(recorder.names()) or surface.trouble())
+    time.sleep(5 * folders.settings.folder.poll_seconds)
+    assert surface.trouble() is None
+    surface.stop()
+    monkeypatch.undo()
+    assert tree(folders.input) == {"DOE/1.dcm", "done/scan.nii.gz", "done/next.nii.gz"}
+    assert [fields["reason"] for event, fields in recorder.events if event == "delayed"] == [said]
 
 
 def test_a_disk_that_is_short_is_said_once(

@@ -3,8 +3,11 @@
 import ctypes
 import json
 import re
+import shlex
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -13,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ismrmrd
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -434,7 +438,24 @@ def test_ten_clients_at_once_get_their_own(address: tuple[str, int], enhancer: E
     assert all(set(event["seconds"]) == {"receive", "assemble", "enhance", "encode", "send"} for event in sent)
 
 
-OPENRECON = Path(__file__).parents[1] / "deploy" / "openrecon"
+ROOT = Path(__file__).parents[1]
+OPENRECON = ROOT / "deploy" / "openrecon"
+
+
+@pytest.mark.parametrize(("depth", "code"), [(6, 0), (3, 1)])
+def test_the_example_takes_no_original_for_an_enhanced_scan(
+    address: tuple[str, int], tmp_path: Path, depth: int, code: int
+) -> None:
+    """Three slices are too few for a head: they come back as they went."""
+    data, affine = scan((16, 18, depth), dtype="<f4")
+    nib.Nifti1Image(data, affine).to_filename(tmp_path / "scan.nii")
+    script = ROOT / "docs" / "examples" / "mrd_send.py"
+    server = ("--server", f"{address[0]}:{address[1]}")
+    command = [sys.executable, str(script), "scan.nii", "enhanced.nii", *server]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "enhanced.nii").exists() == (code == 0)
+    assert ("0 enhanced images came back; expected 3" in done.stderr) == (code == 1)
 
 
 def test_a_client_is_turned_away_though_the_audit_log_cannot_be_written() -> None:
@@ -476,4 +497,13 @@ def test_openrecon_label_names_what_the_server_takes() -> None:
     recipe = (OPENRECON / "Dockerfile").read_text()
     command = json.loads(re.findall("^CMD (.*)$", recipe, re.MULTILINE)[0])
     assert command == ["lfmri", "serve", "--mrd", "0.0.0.0:9002", "--beyond-loopback"]
-    assert f"ARG VERSION={version('lfmri')}" in recipe
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "deploy").rglob("Dockerfile")), ids=lambda path: path.parent.name)
+def test_an_image_holds_the_checkout_and_nothing_of_that_name_from_an_index(recipe: Path) -> None:
+    lines = recipe.read_text().replace("\\\n", " ").splitlines()
+    installs = [words.split("&&")[0] for line in lines for words in line.split("pip install")[1:]]
+    named = [word for words in installs for word in shlex.split(words) if "lfmri" in word]
+    assert named
+    assert all(re.fullmatch(r"\$\(ls /wheels/lfmri-\*\.whl\)\[[a-z,]+\]", word) for word in named)
+    assert "RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels ." in lines

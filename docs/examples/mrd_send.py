@@ -22,6 +22,8 @@ CONFIG_TEXT, HEADER, TEXT, CLOSE, IMAGE = 2, 3, 5, 4, 1022
 #: user_float[8], attribute_string_len
 IMAGE_HEADER = struct.Struct("<HHQI3H3fH3f3f3f3f3f6HI3I3H8i8fI")
 FLOAT32, MAGNITUDE = 5, 1
+#: image_series_index of what is sent; what the server enhanced comes back under another.
+SERIES = 1
 XML = """<?xml version="1.0"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
   <experimentalConditions><H1resonanceFrequency_Hz>2340000</H1resonanceFrequency_Hz></experimentalConditions>
@@ -51,14 +53,14 @@ def image_message(plane: np.ndarray, affine: np.ndarray, number: int) -> bytes:
     header = IMAGE_HEADER.pack(
         *(1, FLOAT32, 0, 0, columns, rows, 1, columns * size[0], rows * size[1], size[2], 1, *centre),
         *directions.ravel(),
-        *(0.0, 0.0, 0.0, 0, number, 0, 0, 0, 0, 0, 0, 0, 0, MAGNITUDE, number + 1, 1, *[0] * 8, *[0.0] * 8, 0),
+        *(0.0, 0.0, 0.0, 0, number, 0, 0, 0, 0, 0, 0, 0, 0, MAGNITUDE, number + 1, SERIES, *[0] * 8, *[0.0] * 8, 0),
     )
     pixels = np.ascontiguousarray(plane.T, dtype="<f4").tobytes()
     return struct.pack("<H", IMAGE) + header + struct.pack("<Q", 0) + pixels
 
 
 def receive(stream: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
-    """Images until the server closes; a text that begins with ERR ends the program."""
+    """Enhanced images until the server closes; a text that begins with ERR ends the program."""
     volume, count = np.zeros(shape, dtype=np.float32), 0
     while (number := struct.unpack("<H", stream.read(2))[0]) != CLOSE:
         if number == TEXT:
@@ -71,13 +73,14 @@ def receive(stream: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
         fields = IMAGE_HEADER.unpack(stream.read(IMAGE_HEADER.size))
         (attributes,) = struct.unpack("<Q", stream.read(8))
         stream.read(attributes)
-        columns, rows, index = fields[4], fields[5], fields[27]
+        columns, rows, index, series = fields[4], fields[5], fields[27], fields[38]
         pixels = np.frombuffer(stream.read(4 * columns * rows), dtype="<f4")
-        volume[..., index] = pixels.reshape(rows, columns).T
-        count += 1
+        if series != SERIES:  # or it was passed by, and comes back as it was
+            volume[..., index] = pixels.reshape(rows, columns).T
+            count += 1
     # A client that exits well without its images hides every failure.
     if count != shape[2]:
-        raise SystemExit(f"{count} images came back; expected {shape[2]}")
+        raise SystemExit(f"{count} enhanced images came back; expected {shape[2]}")
     return volume
 
 

@@ -94,11 +94,14 @@ class AuditLog:
         line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": event, **fields}
         content = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with self._lock:
+            whole = os.fstat(self._file).st_size
             try:
                 while content:
                     content = content[os.write(self._file, content) :]
                 os.fsync(self._file)
             except OSError as error:
+                with suppress(OSError):  # or the next line would be joined to half of this one, and lost with it
+                    os.ftruncate(self._file, whole)
                 unwritable = self._unwritable(error)
                 self._trouble = str(unwritable)
                 raise unwritable from None

@@ -216,6 +216,11 @@ class ConsoleSettings:
             _check_port(f"{table}.port", section.port)
             if section.port and not self.network.beyond_loopback:
                 _check_loopback(f"{table}.address", section.address)
+        for peer in self.dicom.destinations:
+            if not 1 <= peer.port <= LARGEST_PORT:
+                raise UsageError(
+                    f"the port of {peer.title!r} in dicom.destinations is {peer.port}; expected 1 to {LARGEST_PORT}"
+                )
         positive = {
             "folder.poll_seconds": self.folder.poll_seconds,
             "mrd.timeout_seconds": self.mrd.timeout_seconds,

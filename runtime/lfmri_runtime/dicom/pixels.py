@@ -26,8 +26,8 @@ def read_pixels(dataset: Any, planes: list[Plane]) -> list[NDArray[np.float32]]:
         planes: of the file, whose shapes are capped.
 
     Raises:
-        InputRefused: no pixels, fewer than the header promises, compressed, or not whole numbers of 8, 16 or 32 bits;
-            the message names no file.
+        InputRefused: no pixels, fewer than the header promises, compressed, not whole numbers of 8, 16 or 32 bits, or
+            not in the lowest of them; the message names no file.
     """
     syntax = dataset.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
     if syntax not in (*_NATIVE, RLELossless):
@@ -35,6 +35,9 @@ def read_pixels(dataset: Any, planes: list[Plane]) -> list[NDArray[np.float32]]:
     bits = int(dataset.get("BitsAllocated") or 0)
     if "PixelData" not in dataset or bits not in _BITS:
         raise InputRefused(f"no pixels, or of {bits} bits; expected whole numbers of {', '.join(map(str, _BITS))} bits")
+    stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
+    if high is not None and high != stored - 1:  # PS3.5 8.1.1; pydicom reads the lowest bits whatever HighBit is
+        raise InputRefused(f"{stored} bits with HighBit {high}; expected BitsStored - 1: export the scan again")
     _check_length(len(dataset.PixelData), planes, bits // 8, native=syntax in _NATIVE)
     frames = pixel_array(dataset).reshape(len(planes), planes[0].shape[1], planes[0].shape[0])
     with np.errstate(all="ignore"):  # what does not fit float32 becomes infinite and is refused

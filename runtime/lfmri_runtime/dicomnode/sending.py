@@ -3,7 +3,6 @@
 import hashlib
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pynetdicom import AE, evt
 
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import DicomPeer, DicomSettings
+from lfmri_runtime.console.waits import Refusals
 from lfmri_runtime.dicom.parsing import quiet
 from lfmri_runtime.dicomnode import limits
 from lfmri_runtime.dicomnode.loop import Loop
@@ -31,8 +31,6 @@ SUCCESS = "0000"
 STORED = (SUCCESS, "B000", "B006", "B007")
 #: How the statuses of a destination without room begin; nothing is wrong with the object.
 OUT_OF_RESOURCES = "A7"
-#: Waits double up to this.
-LONGEST_WAIT_SECONDS = 300.0
 
 
 def folder_of(destination: DicomPeer) -> str:
@@ -40,24 +38,6 @@ def folder_of(destination: DicomPeer) -> str:
     whole = f"{destination.title}@{destination.address}:{destination.port}"
     plain = re.sub(r"[^A-Za-z0-9_]", "_", destination.title.strip())
     return f"{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
-
-
-@dataclass
-class Refusals:
-    """What a destination did with one object, or with our calls, so far.
-
-    Attributes:
-        count: refusals in a row.
-        due: when to try again, by the monotonic clock.
-    """
-
-    count: int = 0
-    due: float = 0.0
-
-    def add(self, first_wait: float) -> None:
-        """Count one more and double the wait."""
-        self.due = time.monotonic() + min(first_wait * 2.0**self.count, LONGEST_WAIT_SECONDS)
-        self.count += 1
 
 
 class Sender:
@@ -92,10 +72,9 @@ class Sender:
 
     def _round(self) -> None:
         """Send all that is due in one association."""
-        now = time.monotonic()
-        if now < self._outage.due:
+        if self._outage.waiting():
             return
-        due = [path for path in self._spool.waiting(self._folder) if self._refusals.get(path, Refusals()).due <= now]
+        due = [path for path in self._spool.waiting(self._folder) if not self._refusals.get(path, Refusals()).waiting()]
         if not due:
             return
         association = self._entity.associate(

@@ -123,16 +123,27 @@ class Spool:
     # ---- working
 
     def quiet(self, seconds: float) -> list[str]:
-        """Series for which nothing came for so long, the longest quiet first."""
+        """Series for which nothing came for so long, the longest quiet first.
+
+        One that was sent again while it waits in working is left until that has gone on.
+        """
         now = time.monotonic()
         with self._mutex:
             arrivals = sorted(self._arrivals.items(), key=lambda item: item[1].last)
-        return [series for series, arrival in arrivals if now - arrival.last >= seconds]
+        quiet = [series for series, arrival in arrivals if now - arrival.last >= seconds]
+        return [series for series in quiet if not (self.root / "working" / series).exists()]
 
-    def claim(self, series: str) -> float:
-        """Move a quiet series to working; returns the seconds from its first instance to its last."""
+    def claim(self, series: str) -> float | None:
+        """Move a quiet series to working; returns the seconds from its first instance to its last.
+
+        None where somebody has removed it.
+        """
+        source = self.root / "incoming" / series
         with self._mutex:
-            move(self.root / "incoming" / series, self.root / "working" / series)
+            if not source.exists():
+                del self._arrivals[series]
+                return None
+            move(source, self.root / "working" / series)
             arrival = self._arrivals.pop(series)
         return arrival.last - arrival.first
 

@@ -10,6 +10,7 @@ from lfmri_runtime.console.disk import shortage
 from lfmri_runtime.console.journal import Journal
 from lfmri_runtime.console.settings import ConsoleSettings
 from lfmri_runtime.console.station import EnhanceOptions, Station
+from lfmri_runtime.console.waits import Refusals
 from lfmri_runtime.dicom.derived import write_derived, write_uncertainty
 from lfmri_runtime.dicom.selection import reason_to_pass_by
 from lfmri_runtime.dicom.series import Series, group_files, read_series
@@ -41,23 +42,29 @@ class Worker:
         self._station = station
         self._journal = journal
         self._expired = 0.0
+        self._waits: dict[str, Refusals] = {}
+        self._received: set[str] = set()
         self.loop = Loop("dicom worker", self._round, journal)
 
     def _round(self) -> None:
         if time.monotonic() - self._expired > EXPIRE_SECONDS:  # first, since a full disk ends a round early
             self._spool.expire()
             self._expired = time.monotonic()
-        delays = [self._tried(folder, {}) for folder in self._spool.working()]
+        due = [folder for folder in self._spool.working() if not self._waits.get(folder.name, Refusals()).waiting()]
+        delays = [self._tried(folder, {}) for folder in due]
         for series in self._spool.quiet(self._settings.dicom.quiet_seconds):
             if self.loop.stopping.is_set():
                 return
-            received = round(self._spool.claim(series), 4)
-            delays.append(self._tried(self._spool.root / "working" / series, {"receive": received}))
+            received = self._spool.claim(series)
+            if received is not None:
+                delays.append(self._tried(self._spool.root / "working" / series, {"receive": round(received, 4)}))
         for delay in filter(None, delays):
             raise delay
 
     def _tried(self, folder: Path, seconds: dict[str, float]) -> TryAgainLater | None:
         """Work on one series; one that is too large for the device just now, which is returned, holds up no other.
+
+        It may never fit: it is tried again after waits that double, and came only once for the journal.
 
         Raises:
             TryAgainLater: the device has failed, or the disk is short: no other series would do better.
@@ -67,7 +74,10 @@ class Worker:
         except TryAgainLater as delay:
             if self._station.trouble() is not None or shortage(self._spool.root, self._settings.disk.least_free_mib):
                 raise
+            self._waits.setdefault(folder.name, Refusals()).add()
             return delay
+        self._waits.pop(folder.name, None)
+        self._received.discard(folder.name)
         return None
 
     def _work(self, folder: Path, seconds: dict[str, float]) -> None:
@@ -118,14 +128,16 @@ class Worker:
         started = time.perf_counter()
         series = read_series(paths)
         read = round(time.perf_counter() - started, 4)
-        self._journal.record(
-            "received",
-            surface="dicom",
-            source=source,
-            sha256=series.sha256,
-            instances=len(paths),
-            seconds={**seconds, "read": read},
-        )
+        if folder.name not in self._received:
+            self._journal.record(
+                "received",
+                surface="dicom",
+                source=source,
+                sha256=series.sha256,
+                instances=len(paths),
+                seconds={**seconds, "read": read},
+            )
+            self._received.add(folder.name)
         enhanced = self._station.enhance(series.data, series.affine, surface="dicom", source=source, options=OPTIONS)
         started = time.perf_counter()
         place = self._spool.temporary()

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lfmri_runtime.volume import SUFFIXES
@@ -55,20 +56,37 @@ def refusal(item: Path) -> str | None:
 
 
 def mark_of(item: Path) -> Mark | None:
-    """Sizes and times of an item and all that is in it; None where it changes while it is looked at."""
-    try:
-        paths = sorted((item, *_below(item)))
-        found = [(path, path.lstat()) for path in paths]
-    except OSError:
-        return None
+    """Sizes and times of an item and all that is in it; None where it changes meanwhile, or cannot be read."""
+    with suppress(OSError):
+        return _mark(item)
+    return None
+
+
+def _mark(item: Path) -> Mark:
+    found = [(path, path.lstat()) for path in sorted((item, *_below(item)))]
     return tuple((str(path.relative_to(item)), state.st_size, state.st_mtime_ns) for path, state in found)
 
 
+def _mark_or_reason(item: Path) -> Mark | str | None:
+    """The mark; why there is none; None where it changes while it is looked at."""
+    try:
+        return _mark(item)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return str(error.strerror)
+
+
 class Looks:
-    """Finds what two looks in a row saw unchanged, which is taken for whole."""
+    """Finds what two looks in a row saw unchanged, which is taken for whole.
+
+    Attributes:
+        unreadable: why what two looks in a row could not read cannot be read; one reason an item, no name.
+    """
 
     def __init__(self) -> None:
-        self._before: dict[Path, Mark | None] = {}
+        self.unreadable: list[str] = []
+        self._before: dict[Path, Mark | str | None] = {}
 
     def unchanged(self, folder: Path) -> list[tuple[Path, Mark]]:
         """Look once more; the oldest comes first.
@@ -76,10 +94,12 @@ class Looks:
         Raises:
             OSError: the folder cannot be read.
         """
-        now = {item: mark_of(item) for item in items_in(folder)}
-        same = [(item, mark) for item, mark in now.items() if mark is not None and self._before.get(item) == mark]
+        now = {item: _mark_or_reason(item) for item in items_in(folder)}
+        same = [(item, found) for item, found in now.items() if self._before.get(item) == found]
         self._before = now
-        return sorted(same, key=lambda pair: (max(changed for _, _, changed in pair[1]), pair[0]))
+        self.unreadable = [found for _, found in same if isinstance(found, str)]
+        whole = [(item, found) for item, found in same if isinstance(found, tuple)]
+        return sorted(whole, key=lambda pair: (max(changed for _, _, changed in pair[1]), pair[0]))
 
 
 def files_below(item: Path) -> list[Path]:

@@ -55,7 +55,7 @@ def _one(worker: Worker, paths: Sequence[Path], out: Path, source: str) -> tuple
     document = _finished(out, series.sha256, station.enhancer.bundle.sha256)
     if document is not None:
         return (worker.found(source, document),)
-    station.journal.record("received", surface=SURFACE, source=source, sha256=series.sha256)
+    worker.received(source, sha256=series.sha256)
     enhanced = station.enhance(series.data, series.affine, surface=SURFACE, source=source, options=worker.options)
     _, document = write_series(
         station.enhancer.bundle,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from lfmri_runtime.console import interruptions
 from lfmri_runtime.console.disk import shortage
+from lfmri_runtime.console.waits import Refusals
 from lfmri_runtime.errors import InputRefused, TryAgainLater
 from lfmri_runtime.files import remove_leftovers, write_json
-from lfmri_runtime.folder.items import Looks, mark_of
+from lfmri_runtime.folder.items import Looks, Mark, mark_of
 from lfmri_runtime.folder.layouts import is_taken, places, result_path
 from lfmri_runtime.folder.spool import Spool
 from lfmri_runtime.folder.work import FAILED, Result, Worker, document_of, reason_of
@@ -31,6 +32,7 @@ class Watcher:
         self._least_free_mib = least_free_mib
         self._looks = Looks()
         self._delays: list[str] = []
+        self._waits: dict[Mark | None, Refusals] = {}  # by mark: what is given back may get another name
 
     def look(self, stopping: Callable[[], bool] = lambda: False) -> list[Result]:
         """Take up what was claimed before, then whatever has not changed since the last look.
@@ -39,8 +41,8 @@ class Watcher:
             stopping: asked before each item.
 
         Raises:
-            TryAgainLater: the machine could not finish an item now, or its disk is full; such items lie in IN again,
-                the others are done.
+            TryAgainLater: the machine could not finish an item now, its disk is full, or an item cannot be read or
+                moved; such items lie in IN, the others are done.
             OSError: the folder cannot be read.
         """
         self._delays.clear()
@@ -59,9 +61,16 @@ class Watcher:
                 self._delays.append(short)
             if stopping() or short is not None or broken() is not None:
                 break
-            claimed = self._spool.claim(item, mark, lambda name: is_taken(self._worker.layout, name))
+            if self._waits.get(mark, Refusals()).waiting():
+                continue
+            try:
+                claimed = self._spool.claim(item, mark, lambda name: is_taken(self._worker.layout, name))
+            except OSError as error:
+                self._delays.append(f"an item cannot be moved ({error.strerror}); check its rights")
+                continue
             if claimed is not None:
                 results += self._settle(claimed)
+        self._delays += [f"an item cannot be read ({why}); check its rights" for why in self._looks.unreadable]
         if self._delays:
             raise TryAgainLater(self._delays[0])
         return results
@@ -78,7 +87,9 @@ class Watcher:
             except TryAgainLater as error:
                 self._delays.append(self._nameless(error, claim))
                 self._undo(claim)
+                self._waits.setdefault(mark, Refusals()).add()  # it may never fit
             else:
+                self._waits.pop(mark, None)
                 return results
         except FileNotFoundError:
             if os.path.lexists(claim):  # or somebody took it out of working/

@@ -53,6 +53,7 @@ class Worker:
         self.layout = layout
         self.settings = settings
         self.options = options
+        self._received: set[str] = set()
 
     def work(self, item: Path, name: str) -> tuple[Result, ...]:
         """Enhance one item, or find that it was enhanced before.
@@ -86,11 +87,18 @@ class Worker:
         self.station.journal.record(PASSED_BY, surface=SURFACE, source=source, reason=reason)
         return Result(status=PASSED_BY, source=source, reason=reason)
 
+    def received(self, source: str, **fields: Any) -> None:
+        """Record that a scan came: once, however often it is tried until something becomes of it."""
+        if source not in self._received:
+            self.station.journal.record("received", surface=SURFACE, source=source, **fields)
+            self._received.add(source)
+
     def sent(self, source: str, document: dict[str, Any]) -> Result:
         """Record that the results of `document`'s run are in place now."""
         seconds = document["seconds"]
         stages = {stage: seconds[stage] for stage in ("read", "write")}
         self.station.journal.record("sent", surface=SURFACE, source=source, seconds=stages)
+        self._received.discard(source)
         return Result(status=ENHANCED, source=source, seconds=seconds)
 
     def found(self, source: str, document: dict[str, Any]) -> Result:
@@ -101,6 +109,7 @@ class Worker:
     def fail(self, source: str, reason: str) -> Result:
         """Record that a scan could not be enhanced."""
         self.station.journal.record(FAILED, surface=SURFACE, source=source, reason=reason)
+        self._received.discard(source)
         return Result(status=FAILED, source=source, reason=reason)
 
     def _why_not(self, item: Path) -> str | None:
@@ -124,7 +133,7 @@ class Worker:
         document = finished(outputs.scan, source=source, bundle=bundle.sha256)
         if document is not None:
             return self.found(source, document)
-        self.station.journal.record("received", surface=SURFACE, source=source)
+        self.received(source)
         check_outputs([(item, outputs)])
         started = time.perf_counter()
         scan = read_scan(item)
