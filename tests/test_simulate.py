@@ -7,12 +7,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from lfmri_runtime.errors import InputRefused, UsageError
 from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.simulation.pairs import low_path, read_pairs, read_volume, subject_path, write_pairs
 from lfmri_trainer.simulation.simulate import SimulationSettings, _splits, plan, simulate_folder
 from lfmri_trainer.subjects import Subject
+from lfmri_trainer.working import learn_processing
 
 from .phantom import phantom, save_subject, save_two
 
@@ -180,6 +182,41 @@ def test_a_folder_of_before_there_were_records_is_gone_on_with(subjects: Path, f
     assert {name: data for name, data in contents(folder).items() if not name.endswith("sources.json")} == before
 
 
+@pytest.mark.usefixtures("inline")
+def test_what_a_folder_of_before_there_were_records_holds_stays_with_its_scans(subjects: Path, folder: Path) -> None:
+    for record in folder.rglob("sources.json"):
+        record.unlink()
+    stamps = times(folder)
+    simulate_folder(subjects, folder, replace(SETTINGS, preset="siqt-k8"))
+    after = times(folder)
+    assert all(after[name] == stamp for name, stamp in stamps.items() if name != "pairs.csv")
+
+
+@pytest.mark.usefixtures("inline")
+def test_volumes_that_an_interrupt_left_are_made_again_from_files_that_were_mended(
+    subjects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Path(shutil.copytree(subjects, tmp_path / "study"))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lfmri_trainer.simulation.simulate.keep_sources", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_folder(study, tmp_path / "out", SETTINGS)
+    assert (tmp_path / "out" / "subjects" / "anna" / "head.nii.gz").is_file()
+    path = study / "anna" / "brain_mask.nii.gz"
+    mask = nib.Nifti1Image.from_filename(path)
+    mended = np.asarray(mask.dataobj).copy()
+    mended[:6] = 0
+    nib.Nifti1Image(mended, mask.affine).to_filename(path)
+    (study / "anna" / "T1w.nii.gz").unlink()
+    simulate_folder(study, tmp_path / "out", SETTINGS)
+    simulate_folder(study, tmp_path / "again", SETTINGS)
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
 def test_a_subject_keeps_its_split_in_every_preset(subjects: Path, finished: tuple[Path, list[PairParameters]]) -> None:
     out, pairs = finished
     before = times(out)
@@ -218,6 +255,80 @@ def test_two_workers_write_the_same_bytes(
 ) -> None:
     assert simulate_folder(subjects, tmp_path, SETTINGS, workers=2) == finished[1]
     assert contents(tmp_path) == contents(finished[0])
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_number_of_threads_does_not_reach_the_bytes(tmp_path: Path) -> None:
+    anatomy = phantom(texture=0.2)
+    names = ("image_brain", "image_head", "mask", "gm", "wm", "csf")
+    # On the small phantom BLAS takes one thread by itself.
+    tall = replace(anatomy, **{name: np.repeat(getattr(anatomy, name), 2, axis=2) for name in names})
+    save_subject(tmp_path / "study" / "anna", tall)
+    for threads in (1, 3):
+        with threadpool_limits(threads):
+            settings = replace(SETTINGS, preset="ultra-low-field")
+            simulate_folder(tmp_path / "study", tmp_path / str(threads), settings)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+# ---- a subject that has to be taken out, and one that is added
+
+
+@pytest.mark.parametrize("fault", ["a map alone", "another grid"])
+def test_what_names_and_headers_tell_is_refused_before_the_table_is_written(
+    subjects: Path, tmp_path: Path, fault: str
+) -> None:
+    study = Path(shutil.copytree(subjects, tmp_path / "study"))
+    if fault == "a map alone":
+        (study / "ben" / "wm.nii.gz").unlink()
+    else:
+        nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)).to_filename(study / "ben" / "brain_mask.nii.gz")
+    with pytest.raises(InputRefused, match=r"add the missing one|resample one onto the other"):
+        simulate_folder(study, tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_others_go_on_after_a_subject_was_taken_out(
+    subjects: Path, finished: tuple[Path, list[PairParameters]], tmp_path: Path
+) -> None:
+    study, out = Path(shutil.copytree(subjects, tmp_path / "study")), tmp_path / "out"
+    (bad,) = {pair.subject for pair in finished[1] if pair.split == "train"}
+    (study / bad / "T1w_brain.nii.gz").write_bytes((study / bad / "T1w_brain.nii.gz").read_bytes()[:5000])
+    with pytest.raises(InputRefused, match="data not readable"):
+        simulate_folder(study, out, SETTINGS)
+    shutil.rmtree(study / bad)
+    done = simulate_folder(study, out, SETTINGS)
+    assert done == [pair for pair in finished[1] if pair.subject != bad]
+    told = rf"{bad}/brain\.nii\.gz not found.*taken out, delete its rows from pairs\.csv"
+    with pytest.raises(InputRefused, match=told):
+        learn_processing(out, read_pairs(out), voxel_size=1.0, multiple=16)
+    assert contents(out) == {name: data for name, data in contents(finished[0]).items() if f"/{bad}" not in name}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_people_keep_their_split_when_others_come_and_go(tmp_path: Path, seed: int) -> None:
+    settings = replace(SETTINGS, draws=1, validation=0.2, seed=seed)
+    found = fake_subjects(tmp_path, [f"s{i:02}" for i in range(30)])
+    first = plan(found[5:15], settings)
+    assert [pair.split for pair in first].count("validation") == 2
+    assert plan(found[5:12], settings, first) == first[:7]
+    grown = plan(found, settings, first)
+    assert grown[5:15] == first
+    assert [pair.split for pair in grown].count("validation") == 6
+    others = plan(found, replace(settings, seed=seed + 1), grown)
+    assert [pair.split for pair in others] == [pair.split for pair in grown]
+    one_by_one: list[PairParameters] = []
+    for number in range(1, 31):
+        one_by_one = plan(found[:number], settings, one_by_one)
+    assert [pair.split for pair in one_by_one].count("validation") == 6
+
+
+def test_the_split_of_a_session_is_that_of_the_person_there(tmp_path: Path) -> None:
+    people = [f"sub-{i}" for i in range(10)]
+    first = plan(fake_subjects(tmp_path, [f"{name}_ses-1" for name in people]), SETTINGS)
+    second = plan(fake_subjects(tmp_path, [f"{name}_ses-2" for name in people]), replace(SETTINGS, seed=9), first)
+    assert [pair.split for pair in second] == [pair.split for pair in first]
 
 
 # ---- splits
@@ -330,7 +441,7 @@ def test_what_is_no_table_is_refused(content: bytes, table: Path) -> None:
 def test_the_sessions_of_one_person_stay_in_one_split() -> None:
     names = [f"sub-{person}_ses-{session}" for person in range(6) for session in (1, 2)]
     for seed in range(10):
-        splits = _splits(names, replace(SETTINGS, validation=0.5, seed=seed, test_subjects=("sub-5",)))
+        splits = _splits(names, replace(SETTINGS, validation=0.5, seed=seed, test_subjects=("sub-5",)), {})
         assert all(splits[f"sub-{person}_ses-1"] == splits[f"sub-{person}_ses-2"] for person in range(6))
         assert splits["sub-5_ses-2"] == "test"
         assert set(splits.values()) == {"train", "validation", "test"}

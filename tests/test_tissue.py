@@ -6,11 +6,13 @@ import nilearn.datasets
 import numpy as np
 import numpy.typing as npt
 import pytest
+import SimpleITK as sitk  # noqa: N813 (its customary name)
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from lfmri_runtime.errors import InputRefused
 from lfmri_trainer.segmentation import bias_field, classify
 from lfmri_trainer.subjects import Subject, TissuePaths
-from lfmri_trainer.tissue import Anatomy, load_anatomy
+from lfmri_trainer.tissue import Anatomy, check_files, load_anatomy
 
 Array = npt.NDArray[np.float32]
 
@@ -89,6 +91,20 @@ def test_loading_twice_gives_the_same_bits(mni: Subject, computed: Anatomy) -> N
     again = load_anatomy(replace(mni, tissue=None))
     assert np.array_equal(again.gm, computed.gm)
     assert np.array_equal(again.image_brain, computed.image_brain)
+
+
+@pytest.mark.parametrize(("itk", "blas"), [(1, 1), (3, 1), (1, 3)])
+def test_the_number_of_threads_does_not_reach_the_bits(mni: Subject, computed: Anatomy, itk: int, blas: int) -> None:
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(itk)
+    try:
+        with threadpool_limits(blas):
+            again = load_anatomy(replace(mni, tissue=None))
+        assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == itk, "left as it was"
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+    for name in ("image_brain", "gm", "wm", "csf"):
+        assert np.array_equal(getattr(again, name), getattr(computed, name)), name
 
 
 def test_the_bias_field_put_on_is_taken_off(given: Anatomy) -> None:
@@ -212,6 +228,25 @@ def test_grids_that_differ_are_refused_naming_both(tmp_path: Path, small: Subjec
     mask = save(tmp_path / "other.nii.gz", np.ones(shape, np.float32), affine=affine)
     with pytest.raises(InputRefused, match=r"brain\.nii\.gz.*other\.nii\.gz.*resample"):
         load_anatomy(replace(small, mask=mask))
+
+
+def test_names_and_headers_are_checked_without_the_data(tmp_path: Path, small: Subject) -> None:
+    assert small.brain
+    assert small.tissue
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(small.brain.read_bytes()[: len(small.brain.read_bytes()) // 2])
+    assert check_files(replace(small, brain=cut, head=None)) == {
+        "brain": cut,
+        "mask": small.mask,
+        "gm": small.tissue.gm,
+        "wm": small.tissue.wm,
+        "csf": small.tissue.csf,
+    }
+    other = save(tmp_path / "other.nii.gz", np.ones(SHAPE, np.float32), affine=np.diag([2.0, 1, 1, 1]))
+    with pytest.raises(InputRefused, match="different grids"):
+        check_files(replace(small, brain=cut, mask=other))
+    with pytest.raises(InputRefused, match="expected GM and WM"):
+        check_files(replace(small, brain=cut, tissue=replace(small.tissue, wm=None)))
 
 
 def test_a_huge_volume_is_refused_by_its_header(tmp_path: Path) -> None:

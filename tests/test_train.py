@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from numpy.typing import NDArray
 
 import lfmri_trainer.callbacks as callbacks_module
@@ -26,14 +27,14 @@ import lfmri_trainer.module as flow_module
 from lfmri.commands.train import train as train_command
 from lfmri_runtime.contract import Processing, decode
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
-from lfmri_trainer.callbacks import StepBar
+from lfmri_trainer.callbacks import StepBar, WholeCheckpoints
 from lfmri_trainer.flow import flow_matching_loss
 from lfmri_trainer.loaders import PairsData
 from lfmri_trainer.module import FlowModule, exponential_average
 from lfmri_trainer.network.presets import build_network
 from lfmri_trainer.settings import TrainingSettings
 from lfmri_trainer.simulation.pairs import read_pairs, write_pairs
-from lfmri_trainer.train import train
+from lfmri_trainer.train import _plugins, train
 from lfmri_trainer.weights import learned, stretches
 
 from .training_fixtures import tiny_settings, write_tiny_pairs
@@ -381,6 +382,41 @@ def test_resuming_a_finished_run_changes_nothing(settings: TrainingSettings, run
         train(settings, tmp_path / "run", resume=True)
     assert seen == []
     assert_equal(weights_of(tmp_path / "run"), before)
+
+
+def test_a_slurm_job_begins_at_the_beginning_and_resumes_from_its_own_run(
+    settings: TrainingSettings, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    for name in ("NTASKS", "NTASKS_PER_NODE", "JOB_ID"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(run / "checkpoints" / "last.ckpt", "hpc_ckpt_1.ckpt")
+    handlers = []
+    original = FlowModule.on_train_start
+
+    def look(self: FlowModule) -> None:
+        handlers.append(signal.getsignal(signal.SIGUSR1))
+        original(self)
+
+    monkeypatch.setattr(FlowModule, "on_train_start", look)
+    with watching() as seen, stopping(2, CrashError()), pytest.raises(CrashError):
+        train(settings, tmp_path / "run")
+    assert [step for step, _ in seen] == [0, 1]
+    with watching() as gone_on:
+        train(settings, tmp_path / "run", resume=True)
+    assert [step for step, _ in gone_on] == [2, 3]
+    assert_equal(weights_of(tmp_path / "run"), weights_of(run))
+    assert handlers == [signal.SIG_DFL] * 2, "no handler of Lightning's saves and requeues"
+
+
+def test_torchrun_inside_a_slurm_job_says_which_process_is_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert [type(one) for one in _plugins()] == [WholeCheckpoints, SLURMEnvironment]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert [type(one) for one in _plugins()] == [WholeCheckpoints]
 
 
 def test_a_last_epoch_that_is_not_full_leaves_its_checkpoint(pairs: Path, tmp_path: Path) -> None:

@@ -167,9 +167,41 @@ def test_no_two_copies_are_alike_and_a_second_run_makes_only_what_is_missing(
 
 
 @pytest.mark.usefixtures("inline")
+def test_half_a_copy_is_no_subject(
+    subjects: Path, copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced: list[Path] = []
+    original = Path.replace
+
+    # Six volumes are written, each by a rename of its own, then moved to their places: maps, mask, images.
+    for allowed in (1, 5, 6, 10):
+
+        def interrupt(path: Path, target: Path, allowed: int = allowed) -> Path:
+            if len(replaced) == allowed:
+                raise KeyboardInterrupt
+            replaced.append(path)
+            return original(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                vary_folder(subjects, tmp_path, seed=4)
+        assert len(replaced) == allowed
+        replaced.clear()
+        with pytest.raises(InputRefused, match="no subject found"):
+            find_subjects(tmp_path)
+    vary_folder(subjects, tmp_path, seed=4)
+    for name in ("anna_copy-1", "ben_copy-1"):
+        made, expected = ({p.name: p.read_bytes() for p in (out / name).iterdir()} for out in (tmp_path, copies))
+        assert made == expected
+
+
+@pytest.mark.usefixtures("inline")
 def test_a_copy_is_in_its_originals_split(subjects: Path, copies: Path, tmp_path: Path) -> None:
     settings = SimulationSettings(preset="siqt-k4", validation_subjects=("anna",))
     split = {pair.subject: pair.split for pair in simulate_folder(copies, tmp_path, settings)}
     assert split == {f"{n}_copy-{k}": "validation" if n == "anna" else "train" for n in ("anna", "ben") for k in (1, 2)}
-    with pytest.raises(InputRefused, match="already holds anna in the split validation, not train"):
-        simulate_folder(subjects, tmp_path, replace(settings, validation_subjects=(), validation=0.0))
+    with pytest.raises(InputRefused, match="already holds ben in the split train, not validation"):
+        simulate_folder(subjects, tmp_path, replace(settings, validation_subjects=("ben",)))
+    later = simulate_folder(subjects, tmp_path, replace(settings, validation_subjects=(), validation=0.0))
+    assert {pair.subject: pair.split for pair in later} == {"anna": "validation", "ben": "train"}

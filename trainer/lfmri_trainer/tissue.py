@@ -67,11 +67,9 @@ def load_anatomy(subject: Subject) -> Anatomy:
         The subject's anatomy; the same bits for the same files.
 
     Raises:
-        InputRefused: There is neither brain nor mask, grids differ, a volume is unreadable, not 3-D, too large,
-            empty or not finite, or one of gm and wm is missing.
+        InputRefused: As `check_files`; or a volume is unreadable, empty or not finite.
     """
-    _check_files(subject)
-    volumes = _read_on_one_grid(subject)
+    volumes = {name: _read(path) for name, path in check_files(subject).items()}
     head = volumes.get("head")
     mask = _brain_mask(volumes)
     brain = np.where(mask, volumes["brain" if subject.brain else "head"], 0).astype(np.float32)
@@ -97,7 +95,16 @@ def _image_path(subject: Subject) -> Path:
     return path
 
 
-def _check_files(subject: Subject) -> None:
+def check_files(subject: Subject) -> dict[str, Path]:
+    """Check what names and headers alone tell of a subject; no data are read.
+
+    Returns:
+        Its files by what they are (brain, head, mask, gm, wm, csf), those that it has.
+
+    Raises:
+        InputRefused: There is neither brain nor mask, one of gm and wm is missing, grids differ, or a volume has no
+            readable header, is not 3-D or too large.
+    """
     path = _image_path(subject)
     if subject.brain is None and subject.mask is None:
         raise InputRefused(
@@ -107,10 +114,6 @@ def _check_files(subject: Subject) -> None:
     if subject.tissue and (subject.tissue.gm is None or subject.tissue.wm is None):
         one = next(filter(None, (subject.tissue.gm, subject.tissue.wm, subject.tissue.csf)))
         raise InputRefused(f"{one}: a tissue map alone; expected GM and WM maps; add the missing one or take this away")
-
-
-def _read_on_one_grid(subject: Subject) -> dict[str, FloatArray]:
-    """Read every file that the subject has: all headers first, then the data, each in RAS."""
     tissue = subject.tissue or TissuePaths(None, None, None)
     named = {"brain": subject.brain, "head": subject.head, "mask": subject.mask}
     named |= {"gm": tissue.gm, "wm": tissue.wm, "csf": tissue.csf}
@@ -126,7 +129,7 @@ def _read_on_one_grid(subject: Subject) -> dict[str, FloatArray]:
                 f"{first} ({grid.shape}) and {path} ({other.shape}) are on different grids; "
                 "expected one shape and affine; resample one onto the other"
             )
-    return {name: _read(path) for name, path in paths.items()}
+    return paths
 
 
 def _read(path: Path) -> FloatArray:

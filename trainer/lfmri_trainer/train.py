@@ -13,9 +13,11 @@ import math
 import signal
 import warnings
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -115,6 +117,8 @@ def _trainer(settings: TrainingSettings, run: Path, data: PairsData, before: Lea
         StepBar(settings.max_steps),
     ]
     return pl.Trainer(
+        # Lightning looks for a SLURM job's checkpoint here, else in the current folder: another run's may lie there.
+        default_root_dir=run,
         accelerator="auto",
         devices=settings.devices,
         num_nodes=settings.nodes,
@@ -126,9 +130,16 @@ def _trainer(settings: TrainingSettings, run: Path, data: PairsData, before: Lea
         limit_val_batches=1.0 if data.validation_pairs and settings.validation_slices else 0,
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
+        plugins=_plugins(),
         logger=[CSVLogger(run / "logs", name="csv"), TensorBoardLogger(run / "logs", name="tensorboard")],
         log_every_n_steps=min(10, settings.epoch_steps),
         use_distributed_sampler=False,
         enable_model_summary=False,
     )
+
+
+def _plugins() -> list[Any]:
+    if not SLURMEnvironment.detect() or TorchElasticEnvironment.detect():  # torchrun comes first, as with Lightning
+        return [WholeCheckpoints()]
+    # Left to itself it saves hpc_ckpt_1.ckpt and requeues the job, whose command would then begin a new run.
+    return [WholeCheckpoints(), SLURMEnvironment(auto_requeue=False)]

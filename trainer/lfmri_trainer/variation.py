@@ -6,6 +6,7 @@ is simulated with maps as exact as its original's. Parameters are drawn here, an
 (Perez-Garcia et al., Computer Methods and Programs in Biomedicine 2021); their ranges are assumed.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +28,8 @@ from lfmri_trainer.tissue import Anatomy, load_anatomy
 
 #: Written last: a copy that has it is complete.
 RECORD = "variation.json"
+#: Folder inside a copy's own where its volumes are written: half a copy would pass for a subject.
+UNFINISHED = "unfinished"
 #: Control points of the bending along each axis, and the farthest that one is moved, mm; half of the points' distance
 #: at most, or the volume would fold.
 CONTROL_POINTS = 7
@@ -159,8 +162,13 @@ def _vary_subject(subject: Subject, folder: Path, *, seed: int) -> None:
     variation = draw_variation(named_generator(seed, folder.name))
     affine = anatomy.affine.copy()
     affine[:3, 3] -= affine[:3, :3] @ np.asarray(variation.air[::2])
-    for name, volume in vary(anatomy, variation).items():
-        write_volume(folder / f"{name}.nii.gz", volume, affine)
+    volumes = {f"{name}.nii.gz": volume for name, volume in vary(anatomy, variation).items()}
+    for name, volume in volumes.items():
+        write_volume(folder / UNFINISHED / name, volume, affine)
+    # Images move last: a folder without one is no subject.
+    for name in sorted(volumes, key=lambda name: name.startswith("T1w")):
+        (folder / UNFINISHED / name).replace(folder / name)
+    shutil.rmtree(folder / UNFINISHED)
     small = {"gamma": variation.gamma, "mirrored": variation.mirrored, "air": variation.air, "field": variation.field}
     made_from = {"subject": subject.name, "seed": seed, "sources": hashes(subject), "torchio": torchio.__version__}
     write_json(folder / RECORD, {**made_from, **small})

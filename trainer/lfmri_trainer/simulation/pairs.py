@@ -90,6 +90,9 @@ def write_volume(path: Path, data: NDArray[np.generic], affine: NDArray[np.float
 def read_volume(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Read a volume of this folder: float32 data and its affine."""
     if not path.is_file():
-        raise InputRefused(f"{path} not found; expected a complete simulation: run `lfmri simulate` again to finish it")
+        raise InputRefused(
+            f"{path} not found; expected a complete simulation: run `lfmri simulate` again to finish it, or, where its "
+            f"subject was taken out, delete its rows from {TABLE}"
+        )
     image = nib.Nifti1Image.from_filename(path)
     return np.asarray(image.dataobj, dtype=np.float32), np.asarray(image.affine, dtype=np.float64)
