@@ -21,6 +21,7 @@ from lfmri_export.graph import export_step
 from lfmri_runtime import backends, machine
 from lfmri_runtime.backends import BACKENDS, PRECISIONS, Step, open_backend, openvino, openvino_cache
 from lfmri_runtime.backends.onnxruntime_cuda import CudaStep
+from lfmri_runtime.backends.openvino_library import import_openvino, rehearse
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.enhancer import Enhancer
 from lfmri_runtime.errors import BackendMissing, BundleRefused, LfmriError, TryAgainLater, UsageError
@@ -225,7 +226,7 @@ def test_what_openvino_compiled_is_loaded_again_and_damage_is_not(
     noisy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[object] = []
-    library = openvino.import_openvino()
+    library = import_openvino()
     real = library.Core
 
     class Counted(MaskedCore):
@@ -233,7 +234,7 @@ def test_what_openvino_compiled_is_loaded_again_and_damage_is_not(
             compiled.append(given)
             return super().compile_model(*given)
 
-    openvino.rehearse(library)
+    rehearse(library)
     capabilities = real().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     monkeypatch.setattr(library, "Core", lambda: Counted(real(), capabilities=capabilities))
     x = np.random.default_rng(4).random((1, 1, 8, 16), np.float32)
@@ -372,7 +373,7 @@ def test_cuda_computes_float32_in_full_and_picks_its_kernels_by_rule(
 def test_bfloat16_is_not_imitated(
     noisy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: list[str], match: str
 ) -> None:
-    library = openvino.import_openvino()
+    library = import_openvino()
     core = library.Core
     monkeypatch.setattr(library, "Core", lambda: MaskedCore(core(), capabilities=capabilities, hint="f32"))
     with pytest.raises(BackendMissing, match=match):

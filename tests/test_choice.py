@@ -17,7 +17,7 @@ from lfmri_runtime import choice, trial
 from lfmri_runtime import machine as machine_module
 from lfmri_runtime.backends import Step, open_backend
 from lfmri_runtime.backends.onnxruntime import OnnxRuntimeStep
-from lfmri_runtime.backends.openvino import import_openvino
+from lfmri_runtime.backends.openvino_library import import_openvino
 from lfmri_runtime.bundle import STEP, Bundle, open_bundle
 from lfmri_runtime.choice import choose
 from lfmri_runtime.enhancer import Enhancer

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from lfmri_runtime.backends.openvino import import_openvino
+from lfmri_runtime.backends.openvino_library import import_openvino
 from lfmri_runtime.backends.openvino_norm import normalise_channels_last
 from lfmri_runtime.backends.openvino_parts import Parts, split_last, split_time
 from lfmri_runtime.bundle import STEP, Bundle, open_bundle

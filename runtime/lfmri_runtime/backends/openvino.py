@@ -1,13 +1,10 @@
 """OpenVINO on the CPU (extra `openvino`): float32, or bfloat16 where the CPU multiplies it (AMX, AVX512-BF16)."""
 
 import os
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfmri_runtime.backends import Step
-from lfmri_runtime.backends.onnxruntime import MEMORY, lacks_memory
 from lfmri_runtime.backends.openvino_cache import CompiledModels
+from lfmri_runtime.backends.openvino_library import import_openvino, rehearse, telling_memory
 from lfmri_runtime.backends.openvino_norm import normalise_channels_last
 from lfmri_runtime.backends.openvino_parts import Parts, split_last, split_time
 from lfmri_runtime.backends.signal_stack import kept_signal_stack
 from lfmri_runtime.bundle import STEP, Bundle
 from lfmri_runtime.cache import cache_folder
-from lfmri_runtime.errors import BackendMissing, BundleRefused, TryAgainLater, missing_extra
+from lfmri_runtime.errors import BackendMissing, BundleRefused
 from lfmri_runtime.sampler import euler, uniform_time_grid
 
 Float32Array = NDArray[np.float32]
@@ -35,7 +32,6 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}
 MAX_STREAMS = 4
 #: Compiled models that stay: one for each plane of a volume.
 MODELS = 3
-TELEMETRY = "openvino_telemetry"
 
 
 class OpenVinoStep(Step):
@@ -85,7 +81,7 @@ class OpenVinoStep(Step):
             TryAgainLater: too little memory.
         """
         start = time.perf_counter()
-        with _telling_memory():
+        with telling_memory():
             result = Parts(self._model(x_t.shape, streams=1)).infer(x_t, y, t, dt)
         self.seconds += time.perf_counter() - start
         return result
@@ -104,7 +100,7 @@ class OpenVinoStep(Step):
             return
         streams = self._streams if len(first) == self._streams else 1
         start = time.perf_counter()
-        with _telling_memory():
+        with telling_memory():
             model = self._model(first[0][0].shape, streams=streams)
             idle = deque(Parts(model) for _ in range(streams))
         self.seconds += time.perf_counter() - start
@@ -141,7 +137,7 @@ class OpenVinoStep(Step):
 
     def _awaited(self, future: "Future[Float32Array]") -> Float32Array:
         start = time.perf_counter()
-        with _telling_memory():
+        with telling_memory():
             result = future.result()
         self.seconds += time.perf_counter() - start
         return result
@@ -172,7 +168,7 @@ class OpenVinoStep(Step):
         return self._models[key]
 
     def _compiled(self, model: Any, precision: str, key: tuple[Shape, int], number: int) -> Any:
-        """A part compiled, the how-manieth of its precision; the library must say that it runs in that."""
+        """A part compiled; `number` tells parts of one precision apart. The library must say that it runs so."""
         streams = key[1]
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
@@ -199,53 +195,9 @@ class OpenVinoStep(Step):
             raise BundleRefused(f"{self._place} has the arrays {sorted(found)}; its contract says {sorted(expected)}")
 
 
-@contextmanager
-def _telling_memory() -> Iterator[None]:
-    """The library's own errors where memory was all that was missing, as ours."""
-    try:
-        yield
-    except RuntimeError as error:
-        if lacks_memory(error):
-            raise TryAgainLater(MEMORY) from None
-        raise
-
-
 def open_step(bundle: Bundle, *, precision: str = "float32", threads: int = 0, cache: Path | None = None) -> Step:
     """Open OpenVINO."""
     return OpenVinoStep(bundle, precision=precision, threads=threads, cache=cache)
-
-
-def import_openvino() -> Any:
-    """Import OpenVINO without its telemetry: its model converter, which we do not use, would load the sender.
-
-    Raises:
-        BackendMissing: OpenVINO is not installed.
-    """
-    blocked = TELEMETRY not in sys.modules
-    if blocked:
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment] # an import of it fails, and OpenVINO takes its stub
-    try:
-        import openvino
-    except ImportError:
-        raise missing_extra("openvino", "OpenVINO") from None
-    finally:
-        if blocked:
-            del sys.modules[TELEMETRY]
-    return openvino
-
-
-@cache
-def rehearse(openvino: Any) -> None:
-    """Infer once in one thread, with a graph of one operator.
-
-    OpenVINO's Python module deadlocks where two threads make its first inference: each static variable of it is made
-    under a lock by a thread that then waits for the interpreter's lock, which is held by one that waits for the first.
-    """
-    x = openvino.opset13.parameter([1], np.float32)
-    request = (
-        openvino.Core().compile_model(openvino.Model([openvino.opset13.relu(x)], [x]), "CPU").create_infer_request()
-    )
-    request.infer({0: np.zeros(1, dtype=np.float32)}, share_inputs=True)[0].copy()
 
 
 def _filled(part: Float32Array, size: int) -> Float32Array:
