@@ -20,7 +20,7 @@ SCHEMA = 4
 PREDICTIONS = ("x_1", "velocity")
 #: Largest standard deviation of x_0: images lie between 0 and about 1.
 MAX_SOURCE_STD = 10.0
-#: Largest number of Euler steps; no more can be asked of `lfmri enhance`.
+#: Largest number of Euler steps, and of samples; more are a typing error.
 MAX_STEPS = 1000
 #: A contract is a few kilobytes; more than this is not one.
 MAX_CONTRACT_BYTES = 1 << 20

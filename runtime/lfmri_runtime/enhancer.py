@@ -12,6 +12,7 @@ from lfmri_runtime.backends import REFERENCE, Step, open_backend
 from lfmri_runtime.bundle import Bundle, open_bundle
 from lfmri_runtime.calibration import describe_uncertainty
 from lfmri_runtime.choice import choose
+from lfmri_runtime.contract import MAX_STEPS
 from lfmri_runtime.draws import Progress, mean_and_deviation
 from lfmri_runtime.errors import BundleRefused, InputRefused, UsageError
 from lfmri_runtime.geometry import AXES, WorkingGrid, hidden_thick_axis, thick_axis_of
@@ -22,8 +23,6 @@ Float32Array = NDArray[np.float32]
 
 #: Slices that pass through the network at once; four take as long a slice on two cores and 0.25 GiB more at 256 x 256.
 BATCH = 2
-#: More Euler steps or samples than this are a typing error.
-MAX_STEPS = 1000
 #: Longer seeds would share their upper half with the number of the sample.
 SEEDS = 2**32
 #: Slices thicker than this, mm, are a typing error.

@@ -86,9 +86,9 @@ def working_pairs(
     place = folder / "working" / hashlib.sha256(render(processing).encode()).hexdigest()[:16]
     result = []
     for number, pair in enumerate(pairs):
-        target_path = place / "target" / f"{pair.subject}-{_kind(folder, pair)}.npy"
+        target_path = place / "target" / f"{pair.subject}-{kind_of(folder, pair)}.npy"
         condition_path = place / "condition" / f"{pair.pair}.npy"
-        kinds = {"brain", "mask", _kind(folder, pair)}
+        kinds = {"brain", "mask", kind_of(folder, pair)}
         if not _is_newer(target_path, *(subject_path(folder, pair.subject, kind) for kind in kinds)):
             _save(target_path, _target(folder, pair, processing))
         if not _is_newer(condition_path, low_path(folder, pair)):
@@ -117,13 +117,14 @@ def _condition(folder: Path, pair: PairParameters, processing: Processing) -> ND
 def _target(folder: Path, pair: PairParameters, processing: Processing) -> NDArray[np.float32]:
     """The high-field volume, its tissue means found inside the brain also where the head is kept."""
     brain, mask = _brain(folder, pair.subject)
-    volume, affine = read_volume(subject_path(folder, pair.subject, _kind(folder, pair)))
+    volume, affine = read_volume(subject_path(folder, pair.subject, kind_of(folder, pair)))
     standard = processing.high_field.apply(volume, mask)
     grid = WorkingGrid.of_scan(brain.shape, affine, voxel_size=processing.voxel_size)
     return np.clip(grid.regrid(standard), 0, processing.high_field.limit)
 
 
-def _kind(folder: Path, pair: PairParameters) -> str:
+def kind_of(folder: Path, pair: PairParameters) -> str:
+    """Which volume a pair's reference is: head, or brain where there is no head or it was not scanned."""
     head = pair.anatomy == "head" and subject_path(folder, pair.subject, "head").is_file()
     return "head" if head else "brain"
 

@@ -6,7 +6,8 @@ An address is loopback unless [network] beyond_loopback says otherwise.
 import ipaddress
 from dataclasses import dataclass, field
 
-from lfmri_runtime.enhancer import GRIDS, MAX_STEPS, SEEDS
+from lfmri_runtime.contract import MAX_STEPS
+from lfmri_runtime.enhancer import GRIDS, SEEDS
 from lfmri_runtime.errors import UsageError
 
 #: Text that every derived series carries unless the site words its own.

@@ -21,7 +21,7 @@ from lfmri_runtime.slices import plane_normals
 from lfmri_trainer.baselines.method import Float32Array, Request
 from lfmri_trainer.simulation.draws import PairParameters
 from lfmri_trainer.simulation.pairs import low_path, read_volume, subject_path
-from lfmri_trainer.working import WorkingPair, _kind, working_pairs
+from lfmri_trainer.working import WorkingPair, kind_of, working_pairs
 
 Mask = NDArray[np.bool_]
 
@@ -116,7 +116,7 @@ def _open(folder: Path, pair: WorkingPair, processing: Processing, *, count: int
 
 def kinds(folder: Path, pair: PairParameters) -> tuple[str, ...]:
     """Which of the subject's volumes the case is made of: brain and mask, and the head where that is the reference."""
-    return tuple(dict.fromkeys(("brain", "mask", _kind(folder, pair))))
+    return tuple(dict.fromkeys(("brain", "mask", kind_of(folder, pair))))
 
 
 def brain_mask(folder: Path, subject: str, processing: Processing) -> Mask:
