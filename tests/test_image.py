@@ -33,23 +33,27 @@ def arguments(name: str) -> list[str]:
 
 def test_the_image_is_slim_without_rights_and_fetches_only_packages() -> None:
     kinds = [name for name, _ in instructions()]
-    assert set(kinds) == {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "ENTRYPOINT", "CMD"}
+    assert set(kinds) == {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "ENTRYPOINT", "CMD", "EXPOSE"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lowest = tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
-    for image in arguments("FROM"):
-        name = re.fullmatch(r"python:(\d+)\.(\d+)-slim( AS build)?", image)
+    *images, openrecon, last = arguments("FROM")
+    assert (openrecon, last) == ("console AS openrecon", "console")
+    for image in images:
+        name = re.fullmatch(r"python:(\d+)\.(\d+)-slim AS (?:build|console)", image)
         assert name is not None, image
         assert (int(name[1]), int(name[2])) >= lowest
     assert kinds.index("USER") < kinds.index("ENTRYPOINT")
     assert arguments("USER") == ["10001"]
     assert not [line for line in arguments("RUN") if re.search(r"curl|wget|apt|https?:|git ", line)]
-    (entry,), (command,) = arguments("ENTRYPOINT"), arguments("CMD")
+    (entry,), (command, served) = arguments("ENTRYPOINT"), arguments("CMD")
     assert json.loads(entry)[0] in project["scripts"]
     assert json.loads(command) == ["doctor"]
+    assert json.loads(served) == ["serve", "--mrd", "0.0.0.0:9002", "--beyond-loopback"]
     (install,) = [line for line in arguments("RUN") if "pip install" in line]
-    (extras,) = re.findall(r"\[([a-z,]+)\]", install)
+    (extras,) = re.findall(r'^pip install --no-cache-dir "\$\(ls /wheels/lfmri-\*\.whl\)\[([a-z,]+)\]" &&', install)
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
     assert not {"train", "export"} & set(extras.split(","))
+    assert "mrd" in extras.split(",")
     assert "ORT_DISABLE_TELEMETRY=1" in arguments("ENV")[0]
 
 

@@ -8,7 +8,7 @@ here=$(dirname "$(realpath "$0")")
 version=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["general"]["version"])' "$here/OpenReconLabel.json")
 name="OpenRecon_lfmri_lfmri_V$version"
 tag="openrecon_lfmri_lfmri:v$version"
-docker build --platform linux/amd64 --file "$here/Dockerfile" --tag "$tag" \
+docker build --platform linux/amd64 --file "$here/../Dockerfile" --target openrecon --tag "$tag" \
   --label "com.siemens-healthineers.magneticresonance.openrecon.metadata:1.1.0=$(base64 -w0 "$here/OpenReconLabel.json")" \
   "$here/../.."
 docker save --output "$name.tar" "$tag"

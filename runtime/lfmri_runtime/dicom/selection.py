@@ -29,7 +29,7 @@ GE_KIND = 0x0043102F
 _LOCALISER = re.compile(
     r"locali[sz]er|scout|(?<![a-z0-9])(loc|survey|3[ _-]?plane|planscan)(?![a-z0-9])", re.IGNORECASE
 )
-#: Words of other contrasts in the names of a series, unless one says T1 or names a sequence of that contrast.
+#: Words of other contrasts in the names of a series; a name of _T1 beside them, or of a T1w sequence, outweighs them.
 _OTHER_CONTRAST = re.compile(
     r"(?<![a-z0-9])(t2w?|t2[ _-]?star|flair|stir|pdw?|dwi|dti|diff(usion)?|swi|asl|bold|tof|angio|mra)(?![a-z0-9])",
     re.IGNORECASE,
