@@ -36,9 +36,8 @@ def read_pixels(dataset: Any, planes: list[Plane]) -> list[NDArray[np.float32]]:
     if "PixelData" not in dataset or bits not in _BITS:
         raise InputRefused(f"no pixels, or of {bits} bits; expected whole numbers of {', '.join(map(str, _BITS))} bits")
     stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
-    if (
-        None not in (stored, high) and high != stored - 1
-    ):  # PS3.5 8.1.1; pydicom reads the lowest bits whatever HighBit is
+    # PS3.5 8.1.1; pydicom reads the lowest bits whatever HighBit is.
+    if None not in (stored, high) and high != stored - 1:
         raise InputRefused(f"{stored} bits with HighBit {high}; expected BitsStored - 1: export the scan again")
     _check_length(len(dataset.PixelData), planes, bits // 8, native=syntax in _NATIVE)
     frames = pixel_array(dataset).reshape(len(planes), planes[0].shape[1], planes[0].shape[0])
